@@ -1,1 +1,57 @@
-//! What it means.
+//! What it means: pure folds from events to state.
+//!
+//! One fold a file; no clock, no I/O, no async. The same folds serve decisions, the catch-up
+//! runner, a rebuild, time travel and an auditor's offline replay. No fold has a `_` arm over
+//! events: a new event breaks each one until somebody has thought about it.
+
+pub mod agent;
+pub mod answers;
+pub mod board;
+pub mod job;
+pub mod steps;
+pub mod usual;
+
+use jiff::Timestamp;
+use milepost_schemas::{Event, Position, StreamId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+pub use agent::Agent;
+pub use board::Board;
+pub use job::{Job, JobStatus};
+pub use steps::{Step, StepStatus};
+pub use usual::Usual;
+
+/// An event with its place in the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Recorded<'a> {
+    /// Its place in the whole log.
+    pub position: Position,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Its place in that stream, from 1.
+    pub version: u32,
+    /// When the log took it; never earlier than the event before.
+    pub recorded_at: Timestamp,
+    /// The delivery id of the callback behind it, where it had one.
+    pub delivery_id: Option<&'a str>,
+    /// The fact.
+    pub event: &'a Event,
+}
+
+/// A view: one row of state a key, folded from the whole log.
+pub trait Projection {
+    /// Its name in the view table, in metrics and on pages.
+    const NAME: &'static str;
+    /// Raised whenever the fold or its row changes shape; a new version is filled from the log.
+    const VERSION: i16;
+    /// The row.
+    type State: Serialize + DeserializeOwned + Default + Send;
+
+    /// The row an event belongs to; `None` where this view has no use for it.
+    fn key(event: &Event) -> Option<Uuid>;
+
+    /// Folds one event into its row.
+    fn apply(state: &mut Self::State, recorded: &Recorded<'_>);
+}

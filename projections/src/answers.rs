@@ -1,0 +1,332 @@
+//! The JSON that programs and pages read: the same for an answer, a stream and a page.
+
+use jiff::Timestamp;
+use milepost_schemas::{AgentId, InstanceId, JobId, Position};
+use serde::Serialize;
+
+use crate::board::InstanceStatus;
+use crate::job::{AttemptState, Job, JobStatus};
+use crate::steps::{COUNT, Progress, Step};
+use crate::{Agent, Board};
+
+/// An agent: `POST /api/agents`, `GET /api/agents/{id}`, a row of `GET /api/agents`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AgentAnswer {
+    /// Its id.
+    pub id: AgentId,
+    /// What people call it.
+    pub name: String,
+    /// Where its servers are built by default.
+    pub region: String,
+    /// `new` before its first server runs, then `active`.
+    pub status: &'static str,
+    /// The job that is changing it now.
+    pub active_job_id: Option<JobId>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+impl AgentAnswer {
+    /// The answer for one agent.
+    pub fn of(agent: &Agent) -> Self {
+        Self {
+            id: agent.id,
+            name: agent.name.clone(),
+            region: agent.region.clone(),
+            status: if agent.activated { "active" } else { "new" },
+            active_job_id: agent.active_job,
+            created_at: agent.created_at,
+            updated_at: agent.updated_at,
+        }
+    }
+}
+
+/// The state of an agent's current instance: `GET /api/agents/{id}/instance`, and each message
+/// of its stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InstanceAnswer {
+    /// The agent.
+    pub agent: AgentAnswer,
+    /// Its current instance; `null` before the first order.
+    pub instance: Option<InstanceBody>,
+    /// The five steps.
+    pub steps: [Step; COUNT],
+    /// Seconds since the server runs; `null` while it does not.
+    pub uptime: Option<i64>,
+    /// The last event in it.
+    pub position: Position,
+}
+
+/// The instance itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InstanceBody {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The job that builds it.
+    pub job_id: JobId,
+    /// Where that job stands.
+    pub job_status: JobStatus,
+    /// Where the instance stands.
+    pub status: InstanceStatus,
+    /// The last known step the workflow posted; `null` at the ends.
+    pub current_step: Option<String>,
+    /// The failing tool's own words.
+    pub error: Option<String>,
+    /// Their stable code.
+    pub error_code: Option<String>,
+    /// Whether words before those were cut off.
+    pub error_truncated: bool,
+    /// The phase that failed, as the workflow says.
+    pub failed_step: Option<String>,
+    /// The attempt under way, or last.
+    pub attempt: u32,
+    /// Attempts in all.
+    pub max_attempts: u32,
+    /// When the next attempt begins, where one is scheduled.
+    pub retry_at: Option<Timestamp>,
+    /// Why it waits, in the dispatcher's words.
+    pub waiting_because: Option<String>,
+    /// Who runs the attempt.
+    pub dispatcher: Option<String>,
+    /// The run that posts.
+    pub workflow_run_id: Option<String>,
+    /// Where a person can look at it.
+    pub run_url: Option<String>,
+    /// Where the server is built.
+    pub region: String,
+    /// The server's id at the cloud provider.
+    pub server_id: Option<String>,
+    /// Its public address.
+    pub server_ip: Option<String>,
+    /// Its address in the tailnet.
+    pub tailscale_ip: Option<String>,
+    /// The server facts a finished workflow left out.
+    pub missing: Vec<String>,
+    /// When it was ordered.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// Since when its server runs.
+    pub running_since: Option<Timestamp>,
+}
+
+impl InstanceAnswer {
+    /// The answer for one row of the board; `None` for a row without an agent.
+    pub fn of(board: &Board, now: Timestamp) -> Option<Self> {
+        let agent = board.agent.as_ref()?;
+        let running_since = board.instance.as_ref().and_then(|instance| instance.running_since);
+        Some(Self {
+            agent: AgentAnswer::of(agent),
+            instance: InstanceBody::of(board),
+            steps: match &board.job {
+                Some(job) => job.attempt().progress.steps(),
+                None => Progress::none(),
+            },
+            uptime: running_since.map(|since| (now.as_second() - since.as_second()).max(0)),
+            position: board.position,
+        })
+    }
+}
+
+impl InstanceBody {
+    fn of(board: &Board) -> Option<Self> {
+        let (instance, job) = (board.instance.as_ref()?, board.job.as_ref()?);
+        let attempt = job.attempt();
+        let failure = attempt.failure.as_ref();
+        let server = instance.server.as_ref();
+        Some(Self {
+            id: instance.id,
+            agent_id: job.agent_id,
+            job_id: job.id,
+            job_status: job.status,
+            status: board.status()?,
+            current_step: attempt.progress.current_step.clone(),
+            error: failure.map(|failure| failure.message.clone()),
+            error_code: failure.map(|failure| failure.code.clone()),
+            error_truncated: failure.is_some_and(|failure| failure.truncated),
+            failed_step: failure.and_then(|failure| failure.failed_step.clone()),
+            attempt: attempt.number.0,
+            max_attempts: job.max_attempts,
+            retry_at: attempt.retry_at,
+            waiting_because: job.waiting_because.clone(),
+            dispatcher: attempt.dispatcher.clone(),
+            workflow_run_id: attempt.workflow_run_id.clone(),
+            run_url: attempt.run_url.clone(),
+            region: instance.region.clone(),
+            server_id: server.map(|server| server.server_id.clone()),
+            server_ip: server.map(|server| server.server_ip.clone()),
+            tailscale_ip: server.map(|server| server.tailscale_ip.clone()),
+            missing: instance.missing.clone(),
+            created_at: instance.created_at,
+            updated_at: job.updated_at,
+            running_since: instance.running_since,
+        })
+    }
+}
+
+/// A job with its timeline: `GET /api/jobs/{id}`, a row of `GET /api/jobs`, and each message of
+/// a job's stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct JobAnswer {
+    /// Its id.
+    pub id: JobId,
+    /// What it does.
+    pub job_type: String,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The server it builds.
+    pub instance_id: InstanceId,
+    /// Always `null` for an agent's job.
+    pub site_id: Option<String>,
+    /// Always `null` for an agent's job.
+    pub environment_id: Option<String>,
+    /// Always `null` for an agent's job.
+    pub node_id: Option<String>,
+    /// Where.
+    pub region: String,
+    /// The attempt under way, to come, or last.
+    pub attempt_count: u32,
+    /// Attempts in all.
+    pub max_attempts: u32,
+    /// Not dispatched before this.
+    pub run_after: Option<Timestamp>,
+    /// When its claim was taken.
+    pub locked_at: Option<Timestamp>,
+    /// The process that holds it.
+    pub locked_by: Option<String>,
+    /// Why it waits, in the dispatcher's words.
+    pub waiting_because: Option<String>,
+    /// When it was first heard of.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// What failed last.
+    pub error_code: Option<String>,
+    /// In the tool's own words.
+    pub error_message: Option<String>,
+    /// Whether words before those were cut off.
+    pub error_truncated: bool,
+    /// The ended job it repeats by hand.
+    pub retry_of: Option<JobId>,
+    /// Who ended it.
+    pub cancelled_by: Option<String>,
+    /// When it was queued.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// The last event in it.
+    pub position: Position,
+    /// Every attempt, in order.
+    pub timeline: Vec<AttemptAnswer>,
+}
+
+/// One attempt in a timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AttemptAnswer {
+    /// Its number, from 1.
+    pub attempt: u32,
+    /// `queued`, `dispatching`, `running`, `succeeded`, `failed` or `cancelled`.
+    pub status: &'static str,
+    /// Who runs it.
+    pub dispatcher: Option<String>,
+    /// The run that posts.
+    pub workflow_run_id: Option<String>,
+    /// Where a person can look at it.
+    pub run_url: Option<String>,
+    /// When it was first heard of.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// The last known step the workflow posted.
+    pub current_step: Option<String>,
+    /// What failed.
+    pub error_code: Option<String>,
+    /// In the tool's own words.
+    pub error_message: Option<String>,
+    /// The phase that failed.
+    pub failed_step: Option<String>,
+    /// A server that may be left over.
+    pub server_id: Option<String>,
+    /// When the next attempt begins.
+    pub retry_at: Option<Timestamp>,
+    /// The five steps.
+    pub steps: [Step; COUNT],
+}
+
+impl JobAnswer {
+    /// The answer for one job.
+    pub fn of(job: &Job) -> Self {
+        let failure = job.failure();
+        Self {
+            id: job.id,
+            job_type: job.job_type.clone(),
+            status: job.status,
+            agent_id: job.agent_id,
+            instance_id: job.instance_id,
+            site_id: None,
+            environment_id: None,
+            node_id: None,
+            region: job.region.clone(),
+            attempt_count: job.attempt().number.0,
+            max_attempts: job.max_attempts,
+            run_after: job.run_after,
+            locked_at: job.locked_at,
+            locked_by: job.locked_by.clone(),
+            waiting_because: job.waiting_because.clone(),
+            started_at: job.started_at,
+            finished_at: job.finished_at,
+            error_code: failure.map(|failure| failure.code.clone()),
+            error_message: failure.map(|failure| failure.message.clone()),
+            error_truncated: failure.is_some_and(|failure| failure.truncated),
+            retry_of: job.retry_of,
+            cancelled_by: job.cancelled_by.clone(),
+            created_at: job.created_at,
+            updated_at: job.updated_at,
+            position: job.position,
+            timeline: job.attempts.iter().map(|attempt| AttemptAnswer::of(job, attempt)).collect(),
+        }
+    }
+}
+
+impl AttemptAnswer {
+    fn of(job: &Job, attempt: &AttemptState) -> Self {
+        let failure = attempt.failure.as_ref();
+        Self {
+            attempt: attempt.number.0,
+            status: attempt_status(job, attempt),
+            dispatcher: attempt.dispatcher.clone(),
+            workflow_run_id: attempt.workflow_run_id.clone(),
+            run_url: attempt.run_url.clone(),
+            started_at: attempt.started_at,
+            finished_at: attempt.ended_at,
+            current_step: attempt.progress.current_step.clone(),
+            error_code: failure.map(|failure| failure.code.clone()),
+            error_message: failure.map(|failure| failure.message.clone()),
+            failed_step: failure.and_then(|failure| failure.failed_step.clone()),
+            server_id: failure.and_then(|failure| failure.server_id.clone()),
+            retry_at: attempt.retry_at,
+            steps: attempt.progress.steps(),
+        }
+    }
+}
+
+/// An attempt that is not the last one has failed; the last one stands where its job stands.
+fn attempt_status(job: &Job, attempt: &AttemptState) -> &'static str {
+    if attempt.number != job.attempt().number {
+        return "failed";
+    }
+    match job.status {
+        JobStatus::Queued => "queued",
+        JobStatus::Dispatching => "dispatching",
+        JobStatus::Running => "running",
+        JobStatus::Succeeded => "succeeded",
+        JobStatus::RetryScheduled | JobStatus::Failed => "failed",
+        JobStatus::Cancelled => "cancelled",
+    }
+}

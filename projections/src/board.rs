@@ -1,0 +1,195 @@
+//! The instance board: one row an agent, with its current instance and the job behind it. It is
+//! what the dashboard shows.
+
+use jiff::Timestamp;
+use milepost_schemas::event::Server;
+use milepost_schemas::{AgentId, Event, InstanceId, JobId, Position};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::job::job_of;
+use crate::{Agent, Job, JobStatus, Projection, Recorded};
+
+/// The status of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InstanceStatus {
+    /// Its job waits.
+    Pending,
+    /// Its job runs.
+    Provisioning,
+    /// Its server runs.
+    Running,
+    /// Its server is being stopped.
+    Stopping,
+    /// Its server is stopped.
+    Stopped,
+    /// Its job's last attempt failed.
+    Failed,
+    /// Its server is gone.
+    Destroyed,
+}
+
+impl InstanceStatus {
+    /// The word in JSON and on pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Provisioning => "provisioning",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+            Self::Destroyed => "destroyed",
+        }
+    }
+}
+
+/// The current instance of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// Its id.
+    pub id: InstanceId,
+    /// The job that builds it.
+    pub job_id: JobId,
+    /// Where.
+    pub region: String,
+    /// When it was planned.
+    pub created_at: Timestamp,
+    /// Since when its server runs.
+    pub running_since: Option<Timestamp>,
+    /// The server, once the workflow has named it in full.
+    pub server: Option<Server>,
+    /// What the workflow left out of it.
+    pub missing: Vec<String>,
+}
+
+/// One row of the board.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Board {
+    /// The agent.
+    pub agent: Option<Agent>,
+    /// Its current instance.
+    pub instance: Option<Instance>,
+    /// The job that builds that instance.
+    pub job: Option<Job>,
+    /// The last event folded.
+    pub position: Position,
+}
+
+impl Board {
+    /// The current instance's status; `None` before the first order.
+    pub fn status(&self) -> Option<InstanceStatus> {
+        let instance = self.instance.as_ref()?;
+        if instance.running_since.is_some() {
+            return Some(InstanceStatus::Running);
+        }
+        Some(match self.job.as_ref().map(|job| job.status) {
+            None | Some(JobStatus::Queued | JobStatus::Dispatching) => InstanceStatus::Pending,
+            Some(JobStatus::Running) => InstanceStatus::Provisioning,
+            Some(JobStatus::Succeeded) => InstanceStatus::Running,
+            Some(JobStatus::RetryScheduled | JobStatus::Failed | JobStatus::Cancelled) => {
+                InstanceStatus::Failed
+            }
+        })
+    }
+
+    /// Folds one event that [`agent_of`] gives to this agent.
+    pub fn fold(&mut self, recorded: &Recorded<'_>) {
+        match recorded.event {
+            Event::AgentCreated(_) | Event::AgentActivated(_) | Event::ProvisioningEnded(_) => {
+                Agent::apply(&mut self.agent, recorded);
+            }
+            Event::ProvisioningRequested(_) => {
+                Agent::apply(&mut self.agent, recorded);
+                self.instance = None;
+                self.job = None;
+            }
+            Event::InstanceRequested(event) => {
+                self.instance = Some(Instance {
+                    id: event.instance_id,
+                    job_id: event.job_id,
+                    region: event.region.clone(),
+                    created_at: recorded.recorded_at,
+                    running_since: None,
+                    server: None,
+                    missing: Vec::new(),
+                });
+            }
+            Event::InstanceStarted(event) => {
+                if let Some(instance) =
+                    self.instance.as_mut().filter(|it| it.id == event.instance_id)
+                {
+                    instance.running_since = Some(recorded.recorded_at);
+                    instance.server.clone_from(&event.server);
+                    instance.missing.clone_from(&event.missing);
+                }
+            }
+            Event::JobQueued(event) => {
+                // An order is one commit of four events; only the latest one's job is shown.
+                if self.agent.as_ref().and_then(|agent| agent.active_job) == Some(event.job_id) {
+                    Job::apply(&mut self.job, recorded);
+                }
+            }
+            Event::WorkflowDispatchRequested(_)
+            | Event::WorkflowDispatched(_)
+            | Event::WorkflowDispatchFailed(_)
+            | Event::ProvisioningStarted(_)
+            | Event::ProvisioningStepRecorded(_)
+            | Event::HeartbeatRecorded(_)
+            | Event::JobSucceeded(_)
+            | Event::JobFailed(_)
+            | Event::JobRetried(_)
+            | Event::JobCancelled(_)
+            | Event::LateCallbackRecorded(_) => {
+                if self.job.as_ref().map(|job| job.id) == job_of(recorded.event) {
+                    Job::apply(&mut self.job, recorded);
+                }
+            }
+            Event::CallbackRejected(_) => return,
+        }
+        self.position = recorded.position;
+    }
+}
+
+/// The agent an event concerns.
+pub fn agent_of(event: &Event) -> Option<AgentId> {
+    Some(match event {
+        Event::AgentCreated(event) => event.agent_id,
+        Event::ProvisioningRequested(event) => event.agent_id,
+        Event::AgentActivated(event) => event.agent_id,
+        Event::ProvisioningEnded(event) => event.agent_id,
+        Event::JobQueued(event) => event.agent_id,
+        Event::WorkflowDispatchRequested(event) => event.agent_id,
+        Event::WorkflowDispatched(event) => event.agent_id,
+        Event::WorkflowDispatchFailed(event) => event.agent_id,
+        Event::ProvisioningStarted(event) => event.agent_id,
+        Event::ProvisioningStepRecorded(event) => event.agent_id,
+        Event::HeartbeatRecorded(event) => event.agent_id,
+        Event::JobSucceeded(event) => event.agent_id,
+        Event::JobFailed(event) => event.agent_id,
+        Event::JobRetried(event) => event.agent_id,
+        Event::JobCancelled(event) => event.agent_id,
+        Event::LateCallbackRecorded(event) => event.agent_id,
+        Event::InstanceRequested(event) => event.agent_id,
+        Event::InstanceStarted(event) => event.agent_id,
+        Event::CallbackRejected(_) => return None,
+    })
+}
+
+/// The view of all agents, one row each.
+pub struct Boards;
+
+impl Projection for Boards {
+    const NAME: &'static str = "board";
+    const VERSION: i16 = 1;
+    type State = Board;
+
+    fn key(event: &Event) -> Option<Uuid> {
+        agent_of(event).map(|agent| agent.0)
+    }
+
+    fn apply(state: &mut Board, recorded: &Recorded<'_>) {
+        state.fold(recorded);
+    }
+}

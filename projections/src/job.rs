@@ -1,0 +1,492 @@
+//! The state of one job, from its own stream: what decisions about it need, and its timeline.
+
+use std::collections::VecDeque;
+
+use jiff::Timestamp;
+use milepost_schemas::event::{JobFailed, JobQueued, NotApplied};
+use milepost_schemas::{AgentId, Attempt, Event, InstanceId, JobId, Position};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::steps::Progress;
+use crate::{Projection, Recorded};
+
+/// Deliveries a job remembers to recognise a repeat. Senders repeat within minutes; a job of 30
+/// minutes with a heartbeat a minute and a dozen steps has about fifty.
+pub const DELIVERIES_MAX: usize = 256;
+
+/// Distinct (attempt, kind, step) callbacks a job remembers for senders without delivery ids.
+pub const CALLBACKS_MAX: usize = 256;
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobStatus {
+    /// Waits to be claimed.
+    Queued,
+    /// Claimed; its workflow has not spoken yet.
+    Dispatching,
+    /// Its workflow has spoken.
+    Running,
+    /// An attempt failed and another will follow.
+    RetryScheduled,
+    /// Ended: the agent runs.
+    Succeeded,
+    /// Ended: the last attempt failed.
+    Failed,
+    /// Ended by somebody.
+    Cancelled,
+}
+
+impl JobStatus {
+    /// Every status there is.
+    pub const ALL: [Self; 7] = [
+        Self::Queued,
+        Self::Dispatching,
+        Self::Running,
+        Self::RetryScheduled,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// Ended is final.
+    pub fn is_ended(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    /// The word in JSON and in the view's status column.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Dispatching => "dispatching",
+            Self::Running => "running",
+            Self::RetryScheduled => "retry_scheduled",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Why an attempt failed, or a job was ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// A stable code.
+    pub code: String,
+    /// The tool's own words, its last 10 KiB.
+    pub message: String,
+    /// Whether words before those were cut off.
+    pub truncated: bool,
+    /// The phase, where the workflow named it.
+    pub failed_step: Option<String>,
+    /// A server that may be left over.
+    pub server_id: Option<String>,
+}
+
+/// One attempt of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptState {
+    /// Its number.
+    pub number: Attempt,
+    /// How far it has come.
+    pub progress: Progress,
+    /// Who runs it.
+    pub dispatcher: Option<String>,
+    /// The run that posts its callbacks.
+    pub workflow_run_id: Option<String>,
+    /// Where a person can look at the run.
+    pub run_url: Option<String>,
+    /// When it was claimed, or first heard of.
+    pub started_at: Option<Timestamp>,
+    /// When it was last heard of: a callback, or its dispatch.
+    pub heard_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// When the next one begins, where this one failed and there is one.
+    pub retry_at: Option<Timestamp>,
+}
+
+impl AttemptState {
+    fn queued(number: Attempt, at: Timestamp) -> Self {
+        Self {
+            number,
+            progress: Progress::queued(at),
+            dispatcher: None,
+            workflow_run_id: None,
+            run_url: None,
+            started_at: None,
+            heard_at: None,
+            ended_at: None,
+            failure: None,
+            retry_at: None,
+        }
+    }
+}
+
+/// A callback the job has seen, so that a repeat gets the first one's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    digest: Uuid,
+    /// Where the first one stands.
+    pub position: Position,
+    /// Why the first one was not applied, if it was not.
+    pub reason: Option<NotApplied>,
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// What it does.
+    pub job_type: String,
+    /// For which agent.
+    pub agent_id: AgentId,
+    /// Which server it builds.
+    pub instance_id: InstanceId,
+    /// Where.
+    pub region: String,
+    /// The ended job it repeats by hand.
+    pub retry_of: Option<JobId>,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// Attempts it may take in all.
+    pub max_attempts: u32,
+    /// Not dispatched before this.
+    pub run_after: Option<Timestamp>,
+    /// When its claim was taken.
+    pub locked_at: Option<Timestamp>,
+    /// The process that holds the claim.
+    pub locked_by: Option<String>,
+    /// When the claim lapses.
+    pub lease_until: Option<Timestamp>,
+    /// Why it waits, in the dispatcher's words.
+    pub waiting_because: Option<String>,
+    /// When its first attempt was first heard of.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// When it was queued.
+    pub created_at: Timestamp,
+    /// When its stream last changed.
+    pub updated_at: Timestamp,
+    /// The last event folded.
+    pub position: Position,
+    /// Who ended it, where somebody did.
+    pub cancelled_by: Option<String>,
+    /// Every attempt so far, in order; never empty.
+    pub attempts: Vec<AttemptState>,
+    deliveries: VecDeque<Seen>,
+    callbacks: VecDeque<Seen>,
+}
+
+impl Job {
+    /// The attempt under way, to come, or last.
+    pub fn attempt(&self) -> &AttemptState {
+        self.attempts.last().expect("a job begins with its first attempt")
+    }
+
+    /// What failed last; cleared when a new attempt begins.
+    pub fn failure(&self) -> Option<&Failure> {
+        self.attempt().failure.as_ref()
+    }
+
+    /// The first answer to a callback this job has seen before: by its delivery id, or without
+    /// one by attempt, kind and step. Heartbeats without a delivery id are never repeats.
+    pub fn seen(
+        &self,
+        delivery_id: Option<&str>,
+        attempt: Attempt,
+        kind: &str,
+        step: Option<&str>,
+    ) -> Option<Seen> {
+        let (window, digest) = match delivery_id {
+            Some(id) => (&self.deliveries, delivery_digest(id)),
+            None if kind == "heartbeat" => return None,
+            None => (&self.callbacks, callback_digest(attempt, kind, step)),
+        };
+        window.iter().rev().find(|seen| seen.digest == digest).copied()
+    }
+
+    /// Folds one event of a job's stream.
+    pub fn apply(state: &mut Option<Self>, recorded: &Recorded<'_>) {
+        if let Event::JobQueued(queued) = recorded.event {
+            *state = Some(Self::queued(queued, recorded));
+            return;
+        }
+        if let Some(job) = state {
+            job.fold(recorded);
+        }
+    }
+
+    fn queued(event: &JobQueued, recorded: &Recorded<'_>) -> Self {
+        let at = recorded.recorded_at;
+        Self {
+            id: event.job_id,
+            job_type: event.job_type.clone(),
+            agent_id: event.agent_id,
+            instance_id: event.instance_id,
+            region: event.region.clone(),
+            retry_of: event.retry_of,
+            status: JobStatus::Queued,
+            max_attempts: event.max_attempts,
+            run_after: None,
+            locked_at: None,
+            locked_by: None,
+            lease_until: None,
+            waiting_because: None,
+            started_at: None,
+            finished_at: None,
+            created_at: at,
+            updated_at: at,
+            position: recorded.position,
+            cancelled_by: None,
+            attempts: vec![AttemptState::queued(Attempt::FIRST, at)],
+            deliveries: VecDeque::new(),
+            callbacks: VecDeque::new(),
+        }
+    }
+
+    fn fold(&mut self, recorded: &Recorded<'_>) {
+        let at = recorded.recorded_at;
+        match recorded.event {
+            Event::WorkflowDispatchRequested(event) => {
+                self.status = JobStatus::Dispatching;
+                self.run_after = None;
+                self.waiting_because = None;
+                self.locked_at = Some(at);
+                self.locked_by = Some(event.locked_by.clone());
+                self.lease_until = Some(event.lease_until);
+                self.hear(at);
+                self.current().dispatcher = Some(event.dispatcher.clone());
+            }
+            Event::WorkflowDispatched(event) => {
+                let attempt = self.current();
+                attempt.run_url.clone_from(&event.run_url);
+                if event.workflow_run_id.is_some() {
+                    attempt.workflow_run_id.clone_from(&event.workflow_run_id);
+                }
+                self.lease_until = None;
+            }
+            Event::WorkflowDispatchFailed(event) => {
+                self.status = JobStatus::Queued;
+                self.unlock();
+                self.run_after = Some(event.run_after);
+                self.waiting_because = Some(event.reason.clone());
+                let attempt = self.current();
+                attempt.started_at = None;
+                attempt.heard_at = None;
+            }
+            Event::ProvisioningStarted(event) => {
+                self.run(at);
+                let attempt = self.current();
+                attempt.progress.start(at);
+                if event.workflow_run_id.is_some() {
+                    attempt.workflow_run_id.clone_from(&event.workflow_run_id);
+                }
+                self.remember(recorded, event.attempt, "started", None, None);
+            }
+            Event::ProvisioningStepRecorded(event) => {
+                self.run(at);
+                self.current().progress.record(&event.step, at);
+                self.remember(recorded, event.attempt, "step", Some(&event.step), None);
+            }
+            Event::HeartbeatRecorded(event) => {
+                self.hear(at);
+                self.remember(recorded, event.attempt, "heartbeat", None, None);
+            }
+            Event::JobSucceeded(event) => {
+                self.end(JobStatus::Succeeded, at);
+                self.current().progress.complete(at);
+                self.remember(recorded, event.attempt, "done", None, None);
+            }
+            Event::JobFailed(event) => self.fail(event, recorded),
+            Event::JobRetried(event) => {
+                self.status = JobStatus::Queued;
+                self.run_after = None;
+                self.attempts.push(AttemptState::queued(event.attempt, at));
+            }
+            Event::JobCancelled(event) => {
+                self.end(JobStatus::Cancelled, at);
+                self.cancelled_by = Some(event.cancelled_by.clone());
+                let attempt = self.current();
+                if attempt.failure.is_none() {
+                    attempt.progress.stop(at);
+                    attempt.failure = Some(cancelled(&event.cancelled_by, event.reason.as_deref()));
+                }
+                attempt.retry_at = None;
+            }
+            Event::LateCallbackRecorded(event) => {
+                let step = event.step.as_deref();
+                self.remember(recorded, event.attempt, &event.kind, step, Some(event.reason));
+            }
+            Event::JobQueued(_)
+            | Event::AgentCreated(_)
+            | Event::ProvisioningRequested(_)
+            | Event::AgentActivated(_)
+            | Event::ProvisioningEnded(_)
+            | Event::InstanceRequested(_)
+            | Event::InstanceStarted(_)
+            | Event::CallbackRejected(_) => return,
+        }
+        self.updated_at = at;
+        self.position = recorded.position;
+    }
+
+    fn fail(&mut self, event: &JobFailed, recorded: &Recorded<'_>) {
+        let at = recorded.recorded_at;
+        match event.retry {
+            Some(retry) => {
+                self.status = JobStatus::RetryScheduled;
+                self.run_after = Some(retry.run_after);
+                self.unlock();
+                self.current().ended_at = Some(at);
+            }
+            None => self.end(JobStatus::Failed, at),
+        }
+        let attempt = self.current();
+        if let Some(step) = &event.step {
+            attempt.progress.record(step, at);
+        }
+        attempt.progress.fail(event.failed_step.as_deref(), at);
+        attempt.retry_at = event.retry.map(|retry| retry.run_after);
+        attempt.failure = Some(Failure {
+            code: event.error_code.clone(),
+            message: event.error_message.clone(),
+            truncated: event.truncated,
+            failed_step: event.failed_step.clone(),
+            server_id: event.server_id.clone(),
+        });
+        self.remember(recorded, event.attempt, "failed", event.step.as_deref(), None);
+    }
+
+    fn current(&mut self) -> &mut AttemptState {
+        self.attempts.last_mut().expect("a job begins with its first attempt")
+    }
+
+    fn hear(&mut self, at: Timestamp) {
+        self.started_at.get_or_insert(at);
+        let attempt = self.current();
+        attempt.started_at.get_or_insert(at);
+        attempt.heard_at = Some(at);
+    }
+
+    fn run(&mut self, at: Timestamp) {
+        self.status = JobStatus::Running;
+        self.run_after = None;
+        self.waiting_because = None;
+        self.lease_until = None;
+        self.hear(at);
+    }
+
+    fn end(&mut self, status: JobStatus, at: Timestamp) {
+        self.status = status;
+        self.run_after = None;
+        self.waiting_because = None;
+        self.finished_at = Some(at);
+        self.unlock();
+        self.current().ended_at.get_or_insert(at);
+    }
+
+    fn unlock(&mut self) {
+        self.locked_at = None;
+        self.locked_by = None;
+        self.lease_until = None;
+    }
+
+    fn remember(
+        &mut self,
+        recorded: &Recorded<'_>,
+        attempt: Attempt,
+        kind: &str,
+        step: Option<&str>,
+        reason: Option<NotApplied>,
+    ) {
+        let position = recorded.position;
+        if let Some(id) = recorded.delivery_id {
+            let seen = Seen { digest: delivery_digest(id), position, reason };
+            push(&mut self.deliveries, seen, DELIVERIES_MAX);
+        }
+        if kind == "heartbeat" {
+            return;
+        }
+        let digest = callback_digest(attempt, kind, step);
+        if !self.callbacks.iter().any(|seen| seen.digest == digest) {
+            push(&mut self.callbacks, Seen { digest, position, reason }, CALLBACKS_MAX);
+        }
+    }
+}
+
+fn push(window: &mut VecDeque<Seen>, seen: Seen, max: usize) {
+    if window.len() == max {
+        window.pop_front();
+    }
+    window.push_back(seen);
+}
+
+fn cancelled(by: &str, reason: Option<&str>) -> Failure {
+    Failure {
+        code: "CANCELLED".into(),
+        message: match reason {
+            Some(reason) => format!("Cancelled by {by}: {reason}"),
+            None => format!("Cancelled by {by}"),
+        },
+        truncated: false,
+        failed_step: None,
+        server_id: None,
+    }
+}
+
+fn delivery_digest(id: &str) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes())
+}
+
+fn callback_digest(attempt: Attempt, kind: &str, step: Option<&str>) -> Uuid {
+    let name = format!("{attempt}\0{kind}\0{}", step.unwrap_or("\0"));
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes())
+}
+
+/// The view of all jobs, one row each.
+pub struct Jobs;
+
+impl Projection for Jobs {
+    const NAME: &'static str = "jobs";
+    const VERSION: i16 = 1;
+    type State = Option<Job>;
+
+    fn key(event: &Event) -> Option<Uuid> {
+        job_of(event).map(|job| job.0)
+    }
+
+    fn apply(state: &mut Self::State, recorded: &Recorded<'_>) {
+        Job::apply(state, recorded);
+    }
+}
+
+/// The job whose stream an event belongs to.
+pub fn job_of(event: &Event) -> Option<JobId> {
+    match event {
+        Event::JobQueued(event) => Some(event.job_id),
+        Event::WorkflowDispatchRequested(event) => Some(event.job_id),
+        Event::WorkflowDispatched(event) => Some(event.job_id),
+        Event::WorkflowDispatchFailed(event) => Some(event.job_id),
+        Event::ProvisioningStarted(event) => Some(event.job_id),
+        Event::ProvisioningStepRecorded(event) => Some(event.job_id),
+        Event::HeartbeatRecorded(event) => Some(event.job_id),
+        Event::JobSucceeded(event) => Some(event.job_id),
+        Event::JobFailed(event) => Some(event.job_id),
+        Event::JobRetried(event) => Some(event.job_id),
+        Event::JobCancelled(event) => Some(event.job_id),
+        Event::LateCallbackRecorded(event) => Some(event.job_id),
+        Event::AgentCreated(_)
+        | Event::ProvisioningRequested(_)
+        | Event::AgentActivated(_)
+        | Event::ProvisioningEnded(_)
+        | Event::InstanceRequested(_)
+        | Event::InstanceStarted(_)
+        | Event::CallbackRejected(_) => None,
+    }
+}

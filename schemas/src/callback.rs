@@ -1,0 +1,349 @@
+//! The callbacks a workflow posts, as they stand on the wire.
+//!
+//! Workflows are shell scripts: a number may come as a string and a string as a number, and both
+//! are taken. What cannot be understood is refused with the field's name.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::Attempt;
+
+/// One parsed callback.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Callback {
+    /// The job as the workflow names it; not yet known to exist, nor to be a UUID.
+    pub job_id: String,
+    /// The attempt it speaks for; older workflows send none.
+    pub attempt: Option<Attempt>,
+    /// The run that posts it.
+    pub workflow_run_id: Option<String>,
+    /// The sender's own id of this delivery.
+    pub delivery_id: Option<String>,
+    /// What it says.
+    pub kind: CallbackKind,
+}
+
+/// What a callback says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CallbackKind {
+    /// The run is alive.
+    Heartbeat,
+    /// The run has begun.
+    Started,
+    /// The run has reached a step.
+    Step {
+        /// The step's name on the wire, known or not.
+        step: String,
+        /// Whatever the workflow added.
+        metadata: Option<Value>,
+    },
+    /// The agent runs.
+    Done {
+        /// The server's id at the cloud provider.
+        server_id: Option<String>,
+        /// Its public address.
+        server_ip: Option<String>,
+        /// Its address in the tailnet.
+        tailscale_ip: Option<String>,
+    },
+    /// The run failed.
+    Failed {
+        /// The tool's own words.
+        error: Option<String>,
+        /// The phase that failed: `provision`, `configure…`.
+        failed_step: Option<String>,
+        /// The last step that was reached.
+        step: Option<String>,
+        /// A server that may be left over.
+        server_id: Option<String>,
+    },
+    /// A status this version does not know; kept, never applied.
+    Unknown {
+        /// The status or type as it came.
+        status: String,
+    },
+}
+
+impl CallbackKind {
+    /// The kind's name in events, logs and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Heartbeat => "heartbeat",
+            Self::Started => "started",
+            Self::Step { .. } => "step",
+            Self::Done { .. } => "done",
+            Self::Failed { .. } => "failed",
+            Self::Unknown { .. } => "unknown",
+        }
+    }
+
+    /// The step that tells two callbacks of one kind apart.
+    pub fn step(&self) -> Option<&str> {
+        match self {
+            Self::Step { step, .. } => Some(step),
+            Self::Failed { step, .. } => step.as_deref(),
+            Self::Unknown { status } => Some(status),
+            Self::Heartbeat | Self::Started | Self::Done { .. } => None,
+        }
+    }
+}
+
+/// Why a body is no callback. Each is the sender's mistake: 400.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallbackError {
+    /// Not a JSON object; with the parser's words.
+    Malformed(String),
+    /// No `job_id`.
+    MissingJobId,
+    /// Neither `status` nor `type`.
+    MissingStatus,
+    /// A field of the wrong kind; its name, and what was expected.
+    Field(&'static str, &'static str),
+}
+
+impl std::fmt::Display for CallbackError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Malformed(why) => write!(f, "the body is not a JSON object: {why}"),
+            Self::MissingJobId => f.write_str("job_id is missing"),
+            Self::MissingStatus => f.write_str("neither status nor type is given"),
+            Self::Field(name, expected) => write!(f, "{name} must be {expected}"),
+        }
+    }
+}
+
+impl std::error::Error for CallbackError {}
+
+#[derive(Deserialize)]
+struct Wire<'a> {
+    #[serde(borrow, default)]
+    job_id: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    status: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    step: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    metadata: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    attempt: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    workflow_run_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    delivery_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    server_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    server_ip: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tailscale_ip: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    failed_step: Option<&'a RawValue>,
+}
+
+impl Callback {
+    /// Reads one callback from its raw body.
+    ///
+    /// # Errors
+    /// [`CallbackError`], which names the field at fault. Unknown fields are no error: the raw
+    /// body keeps them.
+    pub fn parse(body: &[u8]) -> Result<Self, CallbackError> {
+        // serde would read an array as the struct's fields in order.
+        if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+            return Err(CallbackError::Malformed("it is an array".into()));
+        }
+        let wire: Wire<'_> = serde_json::from_slice(body)
+            .map_err(|error| CallbackError::Malformed(error.to_string()))?;
+        let job_id = text("job_id", wire.job_id)?.filter(|id| !id.is_empty());
+        let kind = text("type", wire.kind)?;
+        let status = text("status", wire.status)?;
+        Ok(Self {
+            job_id: job_id.ok_or(CallbackError::MissingJobId)?,
+            attempt: attempt(wire.attempt)?,
+            workflow_run_id: text("workflow_run_id", wire.workflow_run_id)?,
+            delivery_id: text("delivery_id", wire.delivery_id)?.filter(|id| !id.is_empty()),
+            kind: wire.kind_of(kind.as_deref(), status.as_deref())?,
+        })
+    }
+}
+
+impl Wire<'_> {
+    fn kind_of(
+        &self,
+        kind: Option<&str>,
+        status: Option<&str>,
+    ) -> Result<CallbackKind, CallbackError> {
+        Ok(match (kind, status) {
+            (Some("heartbeat"), _) => CallbackKind::Heartbeat,
+            (_, Some("provisioning")) => match text("step", self.step)?.filter(|s| !s.is_empty()) {
+                None => CallbackKind::Started,
+                Some(step) => CallbackKind::Step { step, metadata: any(self.metadata) },
+            },
+            (_, Some("running")) => self.done()?,
+            (_, Some("failed")) => CallbackKind::Failed {
+                error: words(self.error),
+                failed_step: text("failed_step", self.failed_step)?,
+                step: text("step", self.step)?.filter(|step| !step.is_empty()),
+                server_id: text("server_id", self.server_id)?.filter(|id| !id.is_empty()),
+            },
+            (Some(other), None) | (_, Some(other)) => {
+                CallbackKind::Unknown { status: other.to_owned() }
+            }
+            (None, None) => return Err(CallbackError::MissingStatus),
+        })
+    }
+
+    /// The three facts of the server may stand at the top or inside `metadata`.
+    fn done(&self) -> Result<CallbackKind, CallbackError> {
+        let metadata = any(self.metadata);
+        let fact = |name: &'static str, top: Option<&RawValue>| {
+            let inner = metadata.as_ref().and_then(|value| value.get(name));
+            let value = match text(name, top)? {
+                Some(value) => Some(value),
+                None => scalar(name, inner.cloned())?,
+            };
+            Ok(value.filter(|value| !value.is_empty()))
+        };
+        Ok(CallbackKind::Done {
+            server_id: fact("server_id", self.server_id)?,
+            server_ip: fact("server_ip", self.server_ip)?,
+            tailscale_ip: fact("tailscale_ip", self.tailscale_ip)?,
+        })
+    }
+}
+
+fn any(raw: Option<&RawValue>) -> Option<Value> {
+    raw.and_then(|raw| serde_json::from_str(raw.get()).ok())
+        .filter(|value: &Value| !value.is_null())
+}
+
+/// A string, or a number taken as one; `null` counts as absent.
+fn text(name: &'static str, raw: Option<&RawValue>) -> Result<Option<String>, CallbackError> {
+    let Some(raw) = raw else { return Ok(None) };
+    match serde_json::from_str::<Cow<'_, str>>(raw.get()) {
+        Ok(text) => Ok(Some(text.into_owned())),
+        Err(_) => scalar(name, any(Some(raw))),
+    }
+}
+
+fn scalar(name: &'static str, value: Option<Value>) -> Result<Option<String>, CallbackError> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(Value::Number(number)) => Ok(Some(number.to_string())),
+        Some(Value::Bool(_) | Value::Array(_) | Value::Object(_)) => {
+            Err(CallbackError::Field(name, "a string"))
+        }
+    }
+}
+
+/// An error may come as text or as any JSON; both are somebody's words.
+fn words(raw: Option<&RawValue>) -> Option<String> {
+    any(raw).map(|value| match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    })
+}
+
+fn attempt(raw: Option<&RawValue>) -> Result<Option<Attempt>, CallbackError> {
+    let expected = CallbackError::Field("attempt", "an integer from 1");
+    let Some(text) = text("attempt", raw)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+    match text.parse() {
+        Ok(0) | Err(_) => Err(expected),
+        Ok(number) => Ok(Some(Attempt(number))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &str) -> Result<Callback, CallbackError> {
+        Callback::parse(body.as_bytes())
+    }
+
+    #[test]
+    fn heartbeat_ignores_any_status_beside_it() {
+        let callback = parse(r#"{"job_id":"j","type":"heartbeat","status":"failed"}"#).unwrap();
+        assert_eq!(callback.kind, CallbackKind::Heartbeat);
+    }
+
+    #[test]
+    fn provisioning_without_a_step_is_started() {
+        let callback = parse(r#"{"job_id":"j","status":"provisioning","workflow_run_id":44}"#);
+        let callback = callback.unwrap();
+        assert_eq!(callback.kind, CallbackKind::Started);
+        assert_eq!(callback.workflow_run_id.as_deref(), Some("44"));
+    }
+
+    #[test]
+    fn provisioning_with_a_step_keeps_its_metadata() {
+        let callback = parse(
+            r#"{"job_id":"j","status":"provisioning","step":"vm_created","metadata":{"a":1}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            callback.kind,
+            CallbackKind::Step {
+                step: "vm_created".into(),
+                metadata: Some(serde_json::json!({"a": 1})),
+            }
+        );
+    }
+
+    #[test]
+    fn server_facts_may_stand_inside_metadata() {
+        let done = |body: &str| parse(body).unwrap().kind;
+        let expected = CallbackKind::Done {
+            server_id: Some("42".into()),
+            server_ip: Some("192.0.2.1".into()),
+            tailscale_ip: Some("100.64.0.1".into()),
+        };
+        assert_eq!(
+            done(
+                r#"{"job_id":"j","status":"running","metadata":{"server_id":42,"server_ip":"192.0.2.1","tailscale_ip":"100.64.0.1"}}"#
+            ),
+            expected
+        );
+        assert_eq!(
+            done(
+                r#"{"job_id":"j","status":"running","server_id":"42","server_ip":"192.0.2.1","tailscale_ip":"100.64.0.1"}"#
+            ),
+            expected
+        );
+    }
+
+    #[test]
+    fn missing_job_id_and_missing_status_are_told_apart() {
+        assert_eq!(parse(r#"{"status":"running"}"#), Err(CallbackError::MissingJobId));
+        assert_eq!(parse(r#"{"job_id":"j"}"#), Err(CallbackError::MissingStatus));
+        assert!(matches!(parse("[1]"), Err(CallbackError::Malformed(_))));
+        assert!(matches!(parse("{"), Err(CallbackError::Malformed(_))));
+    }
+
+    #[test]
+    fn attempt_is_an_integer_from_1() {
+        let attempt = |value: &str| {
+            parse(&format!(r#"{{"job_id":"j","type":"heartbeat","attempt":{value}}}"#))
+                .map(|callback| callback.attempt)
+        };
+        assert_eq!(attempt("2"), Ok(Some(Attempt(2))));
+        assert_eq!(attempt("\"3\""), Ok(Some(Attempt(3))));
+        assert_eq!(attempt("null"), Ok(None));
+        for wrong in ["0", "-1", "1.5", "\"x\"", "[]", "4294967296"] {
+            assert!(matches!(attempt(wrong), Err(CallbackError::Field("attempt", _))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_status_is_kept_not_refused() {
+        let callback = parse(r#"{"job_id":"j","status":"paused"}"#).unwrap();
+        assert_eq!(callback.kind, CallbackKind::Unknown { status: "paused".into() });
+    }
+}

@@ -1,0 +1,537 @@
+//! Every event Milepost records: past-tense facts, each with a stable code and a version.
+//!
+//! To add one: a struct here, a line in the `events!` list, an arm in every fold (the compiler
+//! asks), `events/<Name>.v1.json` and `golden/<Name>.v1.json` (a test asks). To change one:
+//! raise its version and add an upcaster from the old body; old golden examples stay.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{AgentId, Attempt, InstanceId, JobId};
+
+/// An event that cannot be read back.
+#[derive(Debug)]
+pub enum DecodeError {
+    /// A type code this version of Milepost does not know.
+    UnknownType(i16),
+    /// A schema version newer than this Milepost knows.
+    UnknownVersion(EventType, i16),
+    /// The body is not what its type and version promise.
+    Body(EventType, serde_json::Error),
+}
+
+impl std::fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::UnknownType(code) => write!(f, "event type {code} is not known to this version"),
+            Self::UnknownVersion(kind, version) => {
+                write!(f, "{} v{version} is newer than this version knows", kind.name())
+            }
+            Self::Body(kind, _) => write!(f, "the body is not a {}", kind.name()),
+        }
+    }
+}
+
+impl std::error::Error for DecodeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Body(_, source) => Some(source),
+            Self::UnknownType(_) | Self::UnknownVersion(..) => None,
+        }
+    }
+}
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident = $code:literal v $version:literal),+ $(,)?) => {
+        /// Any event.
+        #[derive(Clone, Debug, PartialEq, Serialize)]
+        #[serde(untagged)]
+        pub enum Event {
+            $($(#[$doc])* $name($name),)+
+        }
+
+        /// The type of an event; the code is what the log stores and never changes.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum EventType {
+            $($(#[$doc])* $name = $code,)+
+        }
+
+        impl EventType {
+            /// Every type there is.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The name in every interface.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)+ }
+            }
+
+            /// The version events of this type are written with.
+            pub fn schema_version(self) -> i16 {
+                match self { $(Self::$name => $version,)+ }
+            }
+
+            /// The code in the log.
+            pub fn code(self) -> i16 {
+                self as i16
+            }
+
+            /// # Errors
+            /// [`DecodeError::UnknownType`] for a code that no type has.
+            pub fn from_code(code: i16) -> Result<Self, DecodeError> {
+                match code {
+                    $($code => Ok(Self::$name),)+
+                    other => Err(DecodeError::UnknownType(other)),
+                }
+            }
+
+            /// The type of that name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $(stringify!($name) => Some(Self::$name),)+ _ => None }
+            }
+        }
+
+        impl Event {
+            /// The type of this event.
+            pub fn event_type(&self) -> EventType {
+                match self { $(Self::$name(_) => EventType::$name,)+ }
+            }
+
+            /// Reads an event as the log stores it, through the upcasters where it is old.
+            ///
+            /// # Errors
+            /// [`DecodeError`] when the type, the version or the body is not known: nothing is
+            /// guessed.
+            pub fn decode(code: i16, version: i16, body: &[u8]) -> Result<Self, DecodeError> {
+                let kind = EventType::from_code(code)?;
+                if version < 1 || version > kind.schema_version() {
+                    return Err(DecodeError::UnknownVersion(kind, version));
+                }
+                match kind {
+                    $(EventType::$name => serde_json::from_slice(body)
+                        .map(Self::$name)
+                        .map_err(|error| DecodeError::Body(kind, error)),)+
+                }
+            }
+        }
+
+        $(impl From<$name> for Event {
+            fn from(event: $name) -> Self {
+                Self::$name(event)
+            }
+        })+
+    };
+}
+
+events! {
+    /// An agent was made.
+    AgentCreated = 1 v 1,
+    /// A server was ordered for an agent.
+    ProvisioningRequested = 2 v 1,
+    /// The agent's server runs.
+    AgentActivated = 3 v 1,
+    /// The order ended without a server.
+    ProvisioningEnded = 4 v 1,
+    /// A job waits for its first attempt.
+    JobQueued = 10 v 1,
+    /// An attempt was claimed; the dispatcher is about to be called.
+    WorkflowDispatchRequested = 11 v 1,
+    /// The dispatcher took the attempt.
+    WorkflowDispatched = 12 v 1,
+    /// The dispatcher did not take it; the job waits again.
+    WorkflowDispatchFailed = 13 v 1,
+    /// The workflow's *started* callback.
+    ProvisioningStarted = 14 v 1,
+    /// The workflow's *step* callback.
+    ProvisioningStepRecorded = 15 v 1,
+    /// The workflow's heartbeat.
+    HeartbeatRecorded = 16 v 1,
+    /// The workflow's *running* callback: the end of the job.
+    JobSucceeded = 17 v 1,
+    /// An attempt failed: by its callback, or by a deadline.
+    JobFailed = 18 v 1,
+    /// The next attempt's time has come.
+    JobRetried = 19 v 1,
+    /// Somebody ended the job.
+    JobCancelled = 20 v 1,
+    /// A callback that came after its job or its attempt had ended.
+    LateCallbackRecorded = 21 v 1,
+    /// An instance was planned.
+    InstanceRequested = 30 v 1,
+    /// The instance's server runs.
+    InstanceStarted = 31 v 1,
+    /// A signed callback that belongs to no job.
+    CallbackRejected = 40 v 1,
+}
+
+/// An agent was made. Stream: the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentCreated {
+    /// The new agent.
+    pub agent_id: AgentId,
+    /// What people call it.
+    pub name: String,
+    /// Where its servers are built by default.
+    pub region: String,
+}
+
+/// A server was ordered for an agent. Stream: the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProvisioningRequested {
+    /// The agent it is for.
+    pub agent_id: AgentId,
+    /// The job that builds it.
+    pub job_id: JobId,
+    /// The server to be.
+    pub instance_id: InstanceId,
+    /// Where.
+    pub region: String,
+}
+
+/// The agent's server runs. Stream: the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentActivated {
+    /// The agent.
+    pub agent_id: AgentId,
+    /// The job that built it.
+    pub job_id: JobId,
+    /// The server.
+    pub instance_id: InstanceId,
+}
+
+/// The order ended without a server. Stream: the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProvisioningEnded {
+    /// The agent.
+    pub agent_id: AgentId,
+    /// The job that ended.
+    pub job_id: JobId,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How a job ended without success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Its last attempt failed.
+    Failed,
+    /// Somebody ended it.
+    Cancelled,
+}
+
+/// A job waits for its first attempt. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobQueued {
+    /// The job.
+    pub job_id: JobId,
+    /// What it does: `provision_agent`.
+    pub job_type: String,
+    /// For which agent.
+    pub agent_id: AgentId,
+    /// Which server it builds.
+    pub instance_id: InstanceId,
+    /// Where.
+    pub region: String,
+    /// Attempts it may take in all.
+    pub max_attempts: u32,
+    /// The ended job that this one repeats by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<JobId>,
+}
+
+/// An attempt was claimed; the dispatcher is about to be called. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkflowDispatchRequested {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// Who dispatches: `rehearsal`, `github`, `ansible`.
+    pub dispatcher: String,
+    /// The process that holds the claim.
+    pub locked_by: String,
+    /// When the claim lapses.
+    pub lease_until: Timestamp,
+}
+
+/// The dispatcher took the attempt. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkflowDispatched {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// The run, where the dispatcher named it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow_run_id: Option<String>,
+    /// Where a person can look at the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_url: Option<String>,
+}
+
+/// The dispatcher did not take it; the job waits again. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkflowDispatchFailed {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// In the dispatcher's words.
+    pub reason: String,
+    /// When it is tried again.
+    pub run_after: Timestamp,
+}
+
+/// The workflow's *started* callback. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProvisioningStarted {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// The run that posts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow_run_id: Option<String>,
+}
+
+/// The workflow's *step* callback. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProvisioningStepRecorded {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// The step's name, known or not.
+    pub step: String,
+    /// What the workflow added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Value>,
+}
+
+/// The workflow's heartbeat. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatRecorded {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+}
+
+/// The workflow's *running* callback: the end of the job. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSucceeded {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+}
+
+/// An attempt failed. The job ends with it, unless `retry` names the next. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobFailed {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt that failed.
+    pub attempt: Attempt,
+    /// A stable code: `WORKFLOW_FAILED`, `HEARTBEAT_TIMEOUT`, `ATTEMPT_TIMEOUT`, `DISPATCH_LOST`.
+    pub error_code: String,
+    /// The tool's last words, at most 10 KiB.
+    pub error_message: String,
+    /// Whether words before those were cut off.
+    #[serde(default)]
+    pub truncated: bool,
+    /// The phase that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_step: Option<String>,
+    /// The last step reached, as the workflow says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// A server that may be left over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<String>,
+    /// The attempt to come; absent when the job has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+}
+
+/// An attempt to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// Its number.
+    pub attempt: Attempt,
+    /// Not before this.
+    pub run_after: Timestamp,
+}
+
+/// The next attempt's time has come. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRetried {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt that now waits.
+    pub attempt: Attempt,
+}
+
+/// Somebody ended the job. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobCancelled {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt that was under way or to come.
+    pub attempt: Attempt,
+    /// Who ended it.
+    pub cancelled_by: String,
+    /// Why, where they said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Why a callback changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotApplied {
+    /// Its job had ended.
+    JobEnded,
+    /// A newer attempt had taken over, or this one had failed.
+    AttemptSuperseded,
+    /// It names an attempt that was never begun.
+    AttemptNotBegun,
+    /// A heartbeat of an attempt that does not run.
+    NotRunning,
+    /// No such job.
+    UnknownJob,
+    /// A status this version does not know.
+    UnknownStatus,
+}
+
+impl NotApplied {
+    /// The word in the answer's `reason`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::JobEnded => "job_ended",
+            Self::AttemptSuperseded => "attempt_superseded",
+            Self::AttemptNotBegun => "attempt_not_begun",
+            Self::NotRunning => "not_running",
+            Self::UnknownJob => "unknown_job",
+            Self::UnknownStatus => "unknown_status",
+        }
+    }
+}
+
+/// A callback that came after its job or its attempt had ended, or before it began, or said
+/// something unknown: kept, not applied. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateCallbackRecorded {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt it spoke for.
+    pub attempt: Attempt,
+    /// `heartbeat`, `started`, `step`, `done`, `failed` or `unknown`.
+    pub kind: String,
+    /// Its step, where it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// Why it changed nothing.
+    pub reason: NotApplied,
+    /// A server nobody else may know of: it goes to compensation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<String>,
+}
+
+/// An instance was planned. Stream: the instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRequested {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The job that builds it.
+    pub job_id: JobId,
+    /// Where.
+    pub region: String,
+}
+
+/// The instance's server runs. Stream: the instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceStarted {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The job that built it.
+    pub job_id: JobId,
+    /// The server; absent where the workflow did not send all three facts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Server>,
+    /// The facts the workflow did not send, so that the gap is kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+}
+
+/// A server, as the workflow names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its id at the cloud provider.
+    pub server_id: String,
+    /// Its public address.
+    pub server_ip: String,
+    /// Its address in the tailnet.
+    pub tailscale_ip: String,
+}
+
+/// A signed callback that belongs to no job. Stream: derived from the delivery.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallbackRejected {
+    /// The job as the workflow named it, at most 200 characters.
+    pub job_id: String,
+    /// `heartbeat`, `started`, `step`, `done`, `failed` or `unknown`.
+    pub kind: String,
+    /// Why it belongs to no job.
+    pub reason: NotApplied,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_and_names_read_back() {
+        for kind in EventType::ALL {
+            assert_eq!(EventType::from_code(kind.code()).unwrap(), *kind);
+            assert_eq!(EventType::from_name(kind.name()), Some(*kind));
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_not_guessed() {
+        let error = Event::decode(15, 2, b"{}").unwrap_err();
+        assert!(matches!(
+            error,
+            DecodeError::UnknownVersion(EventType::ProvisioningStepRecorded, 2)
+        ));
+        assert!(matches!(Event::decode(999, 1, b"{}"), Err(DecodeError::UnknownType(999))));
+    }
+}
