@@ -33,10 +33,11 @@ DECLARE
     checked integer;
     added integer := cardinality(streams);
 BEGIN
-    SELECT h.epoch, h.size, greatest(h.recorded_at, clock_timestamp())
-    INTO epoch, base, recorded_at
-    FROM log_head AS h
-    FOR UPDATE;
+    UPDATE log_head AS h
+    SET size = h.size + added, recorded_at = greatest(h.recorded_at, clock_timestamp())
+    WHERE h.one_row
+    RETURNING h.epoch, h.size - added, h.recorded_at
+    INTO epoch, base, recorded_at;
 
     checked := CASE WHEN base = known_size THEN uncertain ELSE cardinality(heads) END;
     IF checked > 0 THEN
@@ -54,6 +55,7 @@ BEGIN
         ) AS c
         WHERE c.actual <> c.believed;
         IF stale_streams IS NOT NULL THEN
+            UPDATE log_head AS h SET size = base WHERE h.one_row;
             RETURN;
         END IF;
     END IF;
@@ -65,6 +67,7 @@ BEGIN
         INNER JOIN queue AS q ON r.agent_id = q.agent_id AND r.job_id <> q.job_id
         WHERE r.state <> 'ended';
         IF refused_jobs IS NOT NULL THEN
+            UPDATE log_head AS h SET size = base WHERE h.one_row;
             RETURN;
         END IF;
         DELETE FROM queue AS q
@@ -86,10 +89,6 @@ BEGIN
     FROM unnest(streams, versions, types, schema_versions, headers, bodies)
         WITH ORDINALITY
         AS n (stream_id, version, type, schema_version, header, body, ordinal);
-
-    UPDATE log_head AS h
-    SET size = base + added, recorded_at = append_batch.recorded_at
-    WHERE h.one_row;
 
     PERFORM pg_notify('milepost_log', (base + added) || ' ' || writer);
 END

@@ -22,7 +22,7 @@ COMMENT ON TABLE view_row IS 'One row of state a key of each view.';
 COMMENT ON COLUMN view_row.position IS 'The last event folded into this row.';
 COMMENT ON COLUMN view_row.label IS 'What lists count and filter by: a status.';
 COMMENT ON COLUMN view_row.state IS 'The fold''s state as JSON.';
-CREATE INDEX view_row_label ON view_row (projection, version, label);
+CREATE INDEX view_row_label ON view_row (projection, version, label, key);
 
 CREATE TABLE poison_event (
     projection text NOT NULL,

@@ -189,6 +189,10 @@ impl Projection for Boards {
         agent_of(event).map(|agent| agent.0)
     }
 
+    fn label(state: &Board) -> &'static str {
+        state.status().map_or("new", InstanceStatus::as_str)
+    }
+
     fn apply(state: &mut Board, recorded: &Recorded<'_>) {
         state.fold(recorded);
     }

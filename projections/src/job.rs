@@ -127,7 +127,7 @@ impl AttemptState {
 }
 
 /// A callback the job has seen, so that a repeat gets the first one's answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     digest: Uuid,
     /// Where the first one stands.
@@ -179,7 +179,10 @@ pub struct Job {
     pub cancelled_by: Option<String>,
     /// Every attempt so far, in order; never empty.
     pub attempts: Vec<AttemptState>,
+    // For decisions only, which fold the stream themselves: a view's row does without.
+    #[serde(skip)]
     deliveries: VecDeque<Seen>,
+    #[serde(skip)]
     callbacks: VecDeque<Seen>,
 }
 
@@ -459,6 +462,10 @@ impl Projection for Jobs {
 
     fn key(event: &Event) -> Option<Uuid> {
         job_of(event).map(|job| job.0)
+    }
+
+    fn label(state: &Self::State) -> &'static str {
+        state.as_ref().map_or("", |job| job.status.as_str())
     }
 
     fn apply(state: &mut Self::State, recorded: &Recorded<'_>) {

@@ -21,7 +21,7 @@ pub use agent::Agent;
 pub use board::Board;
 pub use job::{Job, JobStatus};
 pub use steps::{Step, StepStatus};
-pub use usual::Usual;
+pub use usual::{UsualDuration, usual};
 
 /// An event with its place in the log.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,9 @@ pub trait Projection {
     const VERSION: i16;
     /// The row.
     type State: Serialize + DeserializeOwned + Default + Send;
+
+    /// What lists count and filter a row by: a status.
+    fn label(state: &Self::State) -> &'static str;
 
     /// The row an event belongs to; `None` where this view has no use for it.
     fn key(event: &Event) -> Option<Uuid>;

@@ -1,0 +1,16 @@
+//! What comes from outside, verified once: `verify(secrets, headers, body)` gives a
+//! [`Verified`] value, and nobody checks again.
+
+pub mod github;
+mod redact;
+
+pub use redact::Redactor;
+
+/// Something whose signature was checked, with what proves it.
+#[derive(Debug)]
+pub struct Verified<T> {
+    /// What was said.
+    pub value: T,
+    /// What an auditor needs to check it again.
+    pub evidence: milepost_schemas::CallbackEvidence,
+}

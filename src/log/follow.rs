@@ -1,0 +1,169 @@
+//! Following the log: each committed event reaches this process once and in order.
+//!
+//! What this process appends itself comes straight from the appender; what others append is read
+//! by the tailer, woken by NOTIFY and, should a notification be lost, by a poll behind it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use milepost_schemas::Position;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_postgres::AsyncMessage;
+
+use super::read::{READ_EVENTS_MAX, read_after};
+use super::{Committed, Database, DatabaseError};
+
+/// Events kept in memory for subscribers that are a little behind; the log serves the others.
+pub const RING_EVENTS_MAX: usize = 16_384;
+
+/// Bytes of events kept in memory: events may be 64 KiB each.
+pub const RING_BYTES_MAX: usize = 32 << 20;
+
+/// How often the tailer asks for the log's size when nobody notifies it.
+const POLL: Duration = Duration::from_millis(250);
+
+/// How long the tailer waits before it connects again.
+const RECONNECT: Duration = Duration::from_millis(200);
+
+/// The newest events of the log, in order, without a gap.
+pub struct Feed {
+    ring: Mutex<Ring>,
+    head: watch::Sender<Position>,
+    epoch: i64,
+    behind: Notify,
+}
+
+struct Ring {
+    head: Position,
+    events: VecDeque<Arc<Committed>>,
+    bytes: usize,
+}
+
+/// What the feed has after a position.
+pub enum Since {
+    /// These, in order; empty at the head.
+    Events(Vec<Arc<Committed>>),
+    /// More than it keeps: the log has them, up to the position given.
+    Older(Position),
+}
+
+impl Feed {
+    pub(super) fn new(epoch: i64, head: Position) -> Self {
+        Self {
+            ring: Mutex::new(Ring { head, events: VecDeque::new(), bytes: 0 }),
+            head: watch::Sender::new(head),
+            epoch,
+            behind: Notify::new(),
+        }
+    }
+
+    /// The log's epoch: seconds since 1970 at which it began.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    /// The newest position this process has seen.
+    pub fn head(&self) -> Position {
+        *self.head.borrow()
+    }
+
+    /// Wakes with each advance of the head.
+    pub fn watch(&self) -> watch::Receiver<Position> {
+        self.head.subscribe()
+    }
+
+    /// Up to `limit` events after `after`.
+    pub fn since(&self, after: Position, limit: usize) -> Since {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let floor = ring.head.0 - ring.events.len() as u64;
+        if after.0 < floor {
+            return Since::Older(Position(floor));
+        }
+        let skip = (after.0 - floor) as usize;
+        Since::Events(ring.events.iter().skip(skip).take(limit).cloned().collect())
+    }
+
+    /// Takes events that were committed. Those it has are passed over; after a gap it takes none
+    /// and sends the tailer to read what is missing.
+    pub(super) fn publish(&self, events: Vec<Arc<Committed>>) {
+        let head = {
+            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            for event in events {
+                if event.position <= ring.head {
+                    continue;
+                }
+                if event.position != ring.head.next() {
+                    self.behind.notify_one();
+                    break;
+                }
+                ring.push(event);
+            }
+            ring.head
+        };
+        self.head.send_if_modified(|seen| std::mem::replace(seen, head) != head);
+    }
+}
+
+impl Ring {
+    fn push(&mut self, event: Arc<Committed>) {
+        self.head = event.position;
+        self.bytes += size(&event);
+        self.events.push_back(event);
+        while self.events.len() > RING_EVENTS_MAX || self.bytes > RING_BYTES_MAX {
+            let oldest = self.events.pop_front().expect("a ring over its bounds holds events");
+            self.bytes -= size(&oldest);
+        }
+    }
+}
+
+/// Twice the payload, for a subscriber's frame repeats it.
+fn size(event: &Committed) -> usize {
+    2 * (event.header.len() + event.body.len()) + 512
+}
+
+/// Starts the tailer of this process; it runs as long as the process.
+pub(super) fn start(database: Database, feed: Arc<Feed>, writer: String) {
+    tokio::spawn(async move {
+        loop {
+            if let Err(error) = tail(&database, &feed, &writer).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the tailer lost its connection");
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    });
+}
+
+async fn tail(database: &Database, feed: &Feed, writer: &str) -> Result<(), DatabaseError> {
+    let (client, mut messages) = database.dedicated().await?;
+    client.batch_execute("LISTEN milepost_log").await?;
+    let statement = client.prepare("SELECT size FROM log_head").await?;
+    loop {
+        let size = Position(client.query_one(&statement, &[]).await?.get::<_, i64>(0) as u64);
+        while feed.head() < size {
+            let events = read_after(&client, feed.epoch(), feed.head(), READ_EVENTS_MAX).await?;
+            feed.publish(events.into_iter().map(Arc::new).collect());
+        }
+        tokio::select! {
+            news = wait_for_news(&mut messages, feed, writer) => if !news { return Ok(()) },
+            () = feed.behind.notified() => {}
+            () = tokio::time::sleep(POLL) => {}
+        }
+    }
+}
+
+/// Waits for somebody else's append that is not in the feed; false when the connection is gone.
+async fn wait_for_news(
+    messages: &mut mpsc::Receiver<AsyncMessage>,
+    feed: &Feed,
+    writer: &str,
+) -> bool {
+    while let Some(message) = messages.recv().await {
+        let AsyncMessage::Notification(note) = message else { continue };
+        let Some((size, by)) = note.payload().split_once(' ') else { return true };
+        if by != writer && size.parse().is_ok_and(|size| Position(size) > feed.head()) {
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,200 @@
+//! The event log: append with group commit, read in ranges, follow as it grows.
+//!
+//! Everything is in three files and one SQL function. [`append`] is the only way in;
+//! [`follow`] gives every committed event, once and in order, to this process; [`read`] answers
+//! from the tables.
+
+mod append;
+mod connect;
+mod follow;
+mod read;
+
+use std::io::Write as _;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use milepost_projections::Recorded;
+use milepost_schemas::{DecodeError, Event, EventType, JobId, Metadata, Position, StreamId};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use append::{AppendError, Appended, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, QUEUE_ITEMS_MAX};
+pub use connect::{Database, DatabaseError};
+pub use follow::{Feed, RING_BYTES_MAX, RING_EVENTS_MAX, Since};
+pub use read::{EventFilter, READ_EVENTS_MAX};
+
+use crate::metrics::Metrics;
+use crate::push::encode;
+
+/// A handle on the log; cheap to clone.
+#[derive(Clone)]
+pub struct Log {
+    appender: append::Sender,
+    database: Database,
+    feed: Arc<Feed>,
+}
+
+impl Log {
+    /// Opens the log: starts the appender and the tailer of this process.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or has not been migrated.
+    pub async fn open(
+        database: Database,
+        metrics: Arc<Metrics>,
+        writer: String,
+    ) -> Result<Self, DatabaseError> {
+        let (epoch, size) = read::head(&database).await?;
+        let feed = Arc::new(Feed::new(epoch, size));
+        let appender =
+            append::start(database.clone(), Arc::clone(&feed), metrics, writer.clone()).await?;
+        follow::start(database.clone(), Arc::clone(&feed), writer);
+        Ok(Self { appender, database, feed })
+    }
+
+    /// Every committed event of the log as this process learns of it.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    /// Where the log is.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+}
+
+/// What a stream's version must be for an append to go in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Just this; 0 for a stream that must not exist yet.
+    Version(u32),
+    /// Whatever it is: the fact follows from another stream's decision.
+    Any,
+}
+
+/// One decision: its events go into the log all together or not at all.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// The events, in order, each with its stream.
+    pub events: Vec<(StreamId, Event)>,
+    /// What each of those streams must look like.
+    pub expected: Vec<(StreamId, Expected)>,
+    /// Who decided, in answer to what; the header of every event.
+    pub metadata: Metadata,
+    /// The job's row in the queue, where the decision changes when to look at it.
+    pub queue: Option<QueueRow>,
+}
+
+/// A job's row in the queue. Source: migrations/V2__queue.sql.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct QueueRow {
+    /// The job.
+    pub job_id: JobId,
+    /// What it does.
+    pub job_type: String,
+    /// The agent it changes.
+    pub agent_id: Option<Uuid>,
+    /// What the row waits for; `ended` removes it.
+    pub state: &'static str,
+    /// When to look at the job next.
+    pub due_at: Timestamp,
+}
+
+/// An event in the log, in the bytes it is stored in; what is made of them is made once.
+#[derive(Debug)]
+pub struct Committed {
+    /// The log it is in.
+    pub epoch: i64,
+    /// Its place there.
+    pub position: Position,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Its place there, from 1.
+    pub version: u32,
+    /// Its type's code.
+    pub code: i16,
+    /// The version of its type.
+    pub schema_version: i16,
+    /// When the log took it.
+    pub recorded_at: Timestamp,
+    /// The metadata as JSON.
+    pub header: Bytes,
+    /// The fact as JSON.
+    pub body: Bytes,
+    event: OnceLock<Result<Event, DecodeError>>,
+    delivery_id: OnceLock<Option<String>>,
+    frame: OnceLock<Bytes>,
+}
+
+/// The part of a header that folds need.
+#[derive(Deserialize)]
+struct HeaderDelivery {
+    #[serde(default)]
+    delivery_id: Option<String>,
+}
+
+impl Committed {
+    /// The fact.
+    ///
+    /// # Errors
+    /// [`DecodeError`] where this version of Milepost cannot read it.
+    pub fn event(&self) -> Result<&Event, &DecodeError> {
+        self.event
+            .get_or_init(|| Event::decode(self.code, self.schema_version, &self.body))
+            .as_ref()
+    }
+
+    /// The event with its place, for folds.
+    ///
+    /// # Errors
+    /// [`DecodeError`] where this version of Milepost cannot read it.
+    pub fn recorded(&self) -> Result<Recorded<'_>, &DecodeError> {
+        Ok(Recorded {
+            position: self.position,
+            stream: self.stream,
+            version: self.version,
+            recorded_at: self.recorded_at,
+            delivery_id: self.delivery_id.get_or_init(|| self.read_delivery_id()).as_deref(),
+            event: self.event()?,
+        })
+    }
+
+    /// The type's name; `Unknown` for one this version of Milepost does not know.
+    pub fn type_name(&self) -> &'static str {
+        EventType::from_code(self.code).map_or("Unknown", EventType::name)
+    }
+
+    /// Writes the event as every interface shows it. The stored bytes go in as they are: they
+    /// are JSON without line breaks, for Milepost wrote them.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        let Self { epoch, position, stream, version, schema_version, recorded_at, .. } = self;
+        let kind = self.type_name();
+        write!(
+            out,
+            "{{\"position\":{position},\"epoch\":{epoch},\"stream\":\"{stream}\",\
+             \"version\":{version},\"type\":\"{kind}\",\"schema_version\":{schema_version},\
+             \"event_id\":\"{epoch}-{position}\",\"recorded_at\":\"{recorded_at}\",\"data\":"
+        )
+        .expect("a vector takes every write");
+        out.extend_from_slice(&self.body);
+        out.extend_from_slice(b",\"metadata\":");
+        out.extend_from_slice(&self.header);
+        out.push(b'}');
+    }
+
+    /// The event as one message on a stream; made once, shared by all subscribers.
+    pub fn frame(&self) -> Bytes {
+        self.frame
+            .get_or_init(|| {
+                let mut data = Vec::with_capacity(self.body.len() + self.header.len() + 300);
+                self.write_json(&mut data);
+                encode::message(self.epoch, self.position, "recorded", &data)
+            })
+            .clone()
+    }
+
+    fn read_delivery_id(&self) -> Option<String> {
+        serde_json::from_slice(&self.header).ok().and_then(|it: HeaderDelivery| it.delivery_id)
+    }
+}

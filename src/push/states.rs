@@ -1,0 +1,156 @@
+//! Follows the log and keeps the states that somebody watches, folded and rendered once each.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lru::LruCache;
+use milepost_projections::answers::{InstanceAnswer, JobAnswer};
+use milepost_projections::board::agent_of;
+use milepost_projections::job::job_of;
+use milepost_projections::{Board, Job};
+use milepost_schemas::{AgentId, JobId, Position};
+use serde::Serialize;
+
+use super::encode;
+use super::hub::Topic;
+use crate::app::App;
+use crate::execute::{self, ExecuteError};
+use crate::log::{Committed, EventFilter, READ_EVENTS_MAX, Since};
+use crate::views;
+
+/// States kept between changes; one that is not costs a read of its few events.
+const STATES_CACHED_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("it is not zero");
+
+/// Events folded before what came of them is shown.
+const ROUND_EVENTS_MAX: usize = 4_096;
+
+/// Starts to follow; runs until shutdown.
+pub fn start(app: Arc<App>) {
+    tokio::spawn(async move {
+        let shutdown = app.shutdown.clone();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = follow(app) => {}
+        }
+    });
+}
+
+async fn follow(app: Arc<App>) {
+    let mut states = States {
+        boards: LruCache::new(STATES_CACHED_MAX),
+        jobs: LruCache::new(STATES_CACHED_MAX),
+    };
+    let mut head = app.log.feed().watch();
+    loop {
+        let position = app.hub.position();
+        match next_events(&app, position).await {
+            Ok(events) if events.is_empty() => {
+                if head.changed().await.is_err() {
+                    return;
+                }
+            }
+            Ok(events) => states.round(&app, &events).await,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "states cannot follow");
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+async fn next_events(app: &App, after: Position) -> Result<Vec<Arc<Committed>>, ExecuteError> {
+    match app.log.feed().since(after, ROUND_EVENTS_MAX) {
+        Since::Events(events) => Ok(events),
+        Since::Older(upto) => {
+            let all = EventFilter::default();
+            let events = app.log.read(&all, after, upto, READ_EVENTS_MAX).await?;
+            Ok(events.into_iter().map(Arc::new).collect())
+        }
+    }
+}
+
+struct States {
+    boards: LruCache<AgentId, Board>,
+    jobs: LruCache<JobId, Option<Job>>,
+}
+
+impl States {
+    /// Folds a round of events, renders each state they changed once, and publishes.
+    async fn round(&mut self, app: &App, events: &[Arc<Committed>]) {
+        let all_agents = app.hub.is_watched(Topic::AllAgents);
+        let mut watched = HashMap::new();
+        let mut is_watched = |topic| *watched.entry(topic).or_insert_with(|| app.hub.is_watched(topic));
+        let mut agents = HashSet::new();
+        let mut jobs = HashSet::new();
+        for event in events {
+            let Ok(recorded) = event.recorded() else { continue };
+            if let Some(agent) = agent_of(recorded.event) {
+                if let Some(board) = self.boards.get_mut(&agent)
+                    && recorded.position > board.position
+                {
+                    board.fold(&recorded);
+                }
+                if all_agents || is_watched(Topic::Agent(agent)) {
+                    agents.insert(agent);
+                }
+            }
+            if let Some(id) = job_of(recorded.event) {
+                if let Some(job) = self.jobs.get_mut(&id)
+                    && job.as_ref().is_some_and(|job| recorded.position > job.position)
+                {
+                    Job::apply(job, &recorded);
+                }
+                if is_watched(Topic::Job(id)) {
+                    jobs.insert(id);
+                }
+            }
+        }
+        let upto = events.last().map_or(app.hub.position(), |event| event.position);
+        let mut states = Vec::with_capacity(agents.len() + jobs.len());
+        for agent in agents {
+            let frame = self.agent(app, agent).await;
+            states.extend(frame.map(|frame| (Topic::Agent(agent), frame)));
+        }
+        for job in jobs {
+            states.extend(self.job(app, job).await.map(|frame| (Topic::Job(job), frame)));
+        }
+        app.hub.publish(states, upto, all_agents);
+        app.hub.tidy();
+    }
+
+    async fn agent(&mut self, app: &App, id: AgentId) -> Option<Bytes> {
+        if !self.boards.contains(&id) {
+            let board = views::read_board(&app.log, id).await.inspect_err(cannot_read).ok()??;
+            self.boards.put(id, board);
+        }
+        instance_frame(app, self.boards.get(&id)?)
+    }
+
+    async fn job(&mut self, app: &App, id: JobId) -> Option<Bytes> {
+        if !self.jobs.contains(&id) {
+            let job = execute::read_job(&app.log, id).await.inspect_err(cannot_read).ok()?;
+            self.jobs.put(id, job);
+        }
+        Some(job_frame(self.jobs.get(&id)?.as_ref()?))
+    }
+}
+
+/// The state of an agent's instance as one message, but for its id.
+pub(super) fn instance_frame(app: &App, board: &Board) -> Option<Bytes> {
+    Some(render("instance", &InstanceAnswer::of(board, app.clock.now())?))
+}
+
+/// The state of a job as one message, but for its id.
+pub(super) fn job_frame(job: &Job) -> Bytes {
+    render("job", &JobAnswer::of(job))
+}
+
+fn render(name: &'static str, answer: &impl Serialize) -> Bytes {
+    encode::message_without_id(name, &serde_json::to_vec(answer).expect("an answer is plain data"))
+}
+
+fn cannot_read(error: &ExecuteError) {
+    tracing::warn!(error = error as &dyn std::error::Error, "a state cannot be read");
+}

@@ -1,0 +1,374 @@
+//! One subscriber: what it wants, and how far it has come.
+//!
+//! Events are delivered each once and in order, whatever the subscriber's speed: from memory
+//! while it is close behind, from the log in ranges while it is not. States are conflated: a slow
+//! reader gets the newest, not all. Each message's id is a position up to which everything has
+//! been delivered, so a reader may resume from any of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use milepost_projections::board::agent_of;
+use milepost_projections::job::job_of;
+use milepost_schemas::{AgentId, JobId, Position, StreamId};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::encode;
+use super::hub::{Registration, Topic};
+use super::states::{instance_frame, job_frame};
+use crate::app::App;
+use crate::execute::{ExecuteError, read_job};
+use crate::log::{Committed, EventFilter, Since};
+use crate::views;
+
+/// Topics one stream may watch: a page watches one or two, a shared one those of all tabs.
+pub const WANTS_MAX: usize = 64;
+
+/// Events read from the log at once for a subscriber that is far behind.
+pub const RESUME_READ_EVENTS: usize = 1_000;
+
+/// Events looked at in memory at once.
+const RING_EVENTS: usize = 1_024;
+
+/// Messages handed over in one write.
+const BATCH_FRAMES_MAX: usize = 256;
+
+/// How often a page's stream says that it is alive and how far it is.
+const PAGE_TICK: Duration = Duration::from_secs(5);
+
+/// How often a stream of events does.
+const EVENTS_TICK: Duration = Duration::from_secs(15);
+
+/// A place in a log, as message ids and `Last-Event-ID` write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Which log.
+    pub epoch: i64,
+    /// Everything up to here has been seen.
+    pub position: Position,
+}
+
+impl std::str::FromStr for Cursor {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (epoch, position) = text.trim().split_once('-').ok_or(())?;
+        let position = Position(position.parse().map_err(|_| ())?);
+        Ok(Self { epoch: epoch.parse().map_err(|_| ())?, position })
+    }
+}
+
+/// What a subscriber wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// The instance states of these agents.
+    pub agents: Vec<AgentId>,
+    /// The instance states of all agents.
+    pub all_agents: bool,
+    /// The states of these jobs.
+    pub jobs: Vec<JobId>,
+    /// All events that pass.
+    pub events: Option<EventFilter>,
+    /// The events of these agents, with their jobs' and instances'.
+    pub events_of_agents: Vec<AgentId>,
+    /// The events of these jobs.
+    pub events_of_jobs: Vec<JobId>,
+}
+
+impl Wants {
+    fn topics(&self) -> Vec<Topic> {
+        let agents = self.agents.iter().chain(&self.events_of_agents).copied().map(Topic::Agent);
+        let jobs = self.jobs.iter().chain(&self.events_of_jobs).copied().map(Topic::Job);
+        let mut topics: Vec<Topic> = agents.chain(jobs).collect();
+        topics.extend(self.all_agents.then_some(Topic::AllAgents));
+        topics
+    }
+
+    fn any_events(&self) -> bool {
+        self.events.is_some()
+            || !self.events_of_agents.is_empty()
+            || !self.events_of_jobs.is_empty()
+    }
+
+    fn accepts(&self, event: &Committed) -> bool {
+        if self.events.as_ref().is_some_and(|filter| filter.accepts(event)) {
+            return true;
+        }
+        let Ok(fact) = event.event() else { return false };
+        agent_of(fact).is_some_and(|agent| self.events_of_agents.contains(&agent))
+            || job_of(fact).is_some_and(|job| self.events_of_jobs.contains(&job))
+    }
+}
+
+/// One subscriber.
+pub struct Subscription {
+    app: Arc<App>,
+    wants: Box<Wants>,
+    /// Everything up to here has been handed over.
+    position: Position,
+    /// The position of the last message that carried an id.
+    told: Position,
+    /// Present for a stream of states; a stream of events follows the feed itself.
+    registration: Option<Registration>,
+    head: watch::Receiver<Position>,
+    greeting: Option<Greeting>,
+}
+
+/// What a stream begins with.
+struct Greeting {
+    reset: bool,
+    resumed: Option<Position>,
+    retry_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Bookmark {
+    epoch: i64,
+    position: Position,
+    at: jiff::Timestamp,
+}
+
+impl Subscription {
+    /// Subscribes from `since`, or from now on. A cursor of another log, or beyond this one's
+    /// head, gets a `reset` message and the stream from now on.
+    pub fn new(app: Arc<App>, wants: Wants, since: Option<Cursor>) -> Self {
+        let topics = wants.topics();
+        let registration = (!topics.is_empty()).then(|| app.hub.subscribe(topics));
+        let head = if registration.is_some() { app.hub.watch() } else { app.log.feed().watch() };
+        let now = *head.borrow();
+        let known = app.log.feed().head().max(now);
+        let epoch = app.log.feed().epoch();
+        let resumed = since
+            .filter(|cursor| cursor.epoch == epoch && cursor.position <= known)
+            .map(|cursor| cursor.position);
+        let random = app.clock.id().as_u128() as u64;
+        Self {
+            position: resumed.unwrap_or(now),
+            told: Position::START,
+            greeting: Some(Greeting {
+                reset: since.is_some() && resumed.is_none(),
+                resumed,
+                // Spread, so that a thousand browsers do not come back in the same instant.
+                retry_ms: 1_000 + random % 2_000,
+            }),
+            app,
+            wants: Box::new(wants),
+            registration,
+            head,
+        }
+    }
+
+    /// How long the stream may be quiet before [`Self::tick`] is due.
+    pub fn tick_after(&self) -> Duration {
+        if self.registration.is_some() { PAGE_TICK } else { EVENTS_TICK }
+    }
+
+    /// The next messages, in order; waits until there are some. Dropping the future loses
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`ExecuteError`] when the log cannot be read: end the stream, the reader comes back.
+    pub async fn next(&mut self) -> Result<Vec<Bytes>, ExecuteError> {
+        if self.greeting.is_some() {
+            let frames = self.greet().await?;
+            self.greeting = None;
+            return Ok(frames);
+        }
+        loop {
+            let upto = *self.head.borrow_and_update();
+            if self.position < upto {
+                let frames = self.gather(upto).await?;
+                if !frames.is_empty() {
+                    return Ok(frames);
+                }
+                continue;
+            }
+            self.changed().await?;
+        }
+    }
+
+    /// What a quiet stream says: how far it has come, or at least that it is there.
+    ///
+    /// # Errors
+    /// [`ExecuteError`] when the log cannot be read.
+    pub async fn tick(&mut self) -> Result<Vec<Bytes>, ExecuteError> {
+        let upto = *self.head.borrow_and_update();
+        let mut frames = Vec::new();
+        if self.position < upto {
+            frames = self.gather(upto).await?;
+        }
+        if self.registration.is_some() || self.position > self.told {
+            frames.push(self.bookmark("bookmark"));
+        } else if frames.is_empty() {
+            frames.push(encode::comment("here"));
+        }
+        Ok(frames)
+    }
+
+    async fn changed(&mut self) -> Result<(), ExecuteError> {
+        let gone = || ExecuteError::Unavailable;
+        match &self.registration {
+            // Only when a topic of ours changed; the position alone is told by bookmarks.
+            Some(registration) if self.wants.events.is_none() => {
+                registration.notify.notified().await;
+                Ok(())
+            }
+            Some(_) | None => self.head.changed().await.map_err(|_| gone()),
+        }
+    }
+
+    async fn greet(&mut self) -> Result<Vec<Bytes>, ExecuteError> {
+        let greeting = self.greeting.as_ref().expect("a stream greets once");
+        let (reset, resumed) = (greeting.reset, greeting.resumed);
+        let mut frames = vec![encode::retry(greeting.retry_ms)];
+        if reset {
+            frames.push(self.bookmark("reset"));
+        }
+        let (app, upto) = (Arc::clone(&self.app), self.position);
+        let mut states = Vec::new();
+        for agent in &self.wants.agents {
+            if let Some(board) = views::read_board(&app.log, *agent).await? {
+                states.extend(instance_frame(&app, &board));
+            }
+        }
+        for job in &self.wants.jobs {
+            if let Some(job) = read_job(&app.log, *job).await? {
+                states.push(job_frame(&job));
+            }
+        }
+        if self.wants.all_agents {
+            match resumed.and_then(|since| app.hub.changed_since(since)) {
+                Some(_) => {}
+                None => {
+                    for board in app.views.boards(&app.log, upto).await? {
+                        states.extend(instance_frame(&app, &board));
+                    }
+                }
+            }
+        }
+        self.with_ids(states, upto, &mut frames);
+        if self.registration.is_some() {
+            frames.push(self.bookmark("bookmark"));
+        }
+        Ok(frames)
+    }
+
+    /// What came after the cursor, up to `upto`; moves the cursor as far as that goes.
+    async fn gather(&mut self, upto: Position) -> Result<Vec<Bytes>, ExecuteError> {
+        let from = self.position;
+        let mut frames = Vec::new();
+        let reached =
+            if self.wants.any_events() { self.events(upto, &mut frames).await? } else { upto };
+        if reached == upto {
+            // States come after the events they hold, and with the same right to be resumed from.
+            let states = self.states(from).await?;
+            self.with_ids(states, upto, &mut frames);
+        }
+        self.position = reached;
+        if !frames.is_empty() {
+            self.told = reached;
+        }
+        Ok(frames)
+    }
+
+    async fn events(
+        &self,
+        upto: Position,
+        frames: &mut Vec<Bytes>,
+    ) -> Result<Position, ExecuteError> {
+        match self.app.log.feed().since(self.position, RING_EVENTS) {
+            Since::Events(events) => {
+                let mut reached = self.position;
+                for event in events.iter().take_while(|event| event.position <= upto) {
+                    if frames.len() == BATCH_FRAMES_MAX {
+                        return Ok(reached);
+                    }
+                    reached = event.position;
+                    if self.wants.accepts(event) {
+                        frames.push(event.frame());
+                    }
+                }
+                Ok(reached)
+            }
+            Since::Older(kept_from) => self.events_from_log(upto.min(kept_from), frames).await,
+        }
+    }
+
+    async fn events_from_log(
+        &self,
+        upto: Position,
+        frames: &mut Vec<Bytes>,
+    ) -> Result<Position, ExecuteError> {
+        let filter = self.filter().await?;
+        let log = &self.app.log;
+        let events = log.read(&filter, self.position, upto, RESUME_READ_EVENTS).await?;
+        let reached = match events.last() {
+            Some(last) if events.len() == RESUME_READ_EVENTS => last.position,
+            _ => upto,
+        };
+        frames.extend(events.iter().map(Committed::frame));
+        Ok(reached)
+    }
+
+    /// The wants as the log can be asked for them.
+    async fn filter(&self) -> Result<EventFilter, ExecuteError> {
+        if let Some(filter) = &self.wants.events {
+            return Ok(filter.clone());
+        }
+        let mut streams: Vec<StreamId> =
+            self.wants.events_of_jobs.iter().map(|job| job.stream()).collect();
+        for agent in &self.wants.events_of_agents {
+            streams.extend(views::streams_of_agent(&self.app.log, *agent).await?);
+        }
+        Ok(EventFilter { streams, types: Vec::new() })
+    }
+
+    async fn states(&self, from: Position) -> Result<Vec<Bytes>, ExecuteError> {
+        let hub = &self.app.hub;
+        let agents = self.wants.agents.iter().copied().map(Topic::Agent);
+        let jobs = self.wants.jobs.iter().copied().map(Topic::Job);
+        let mut states: Vec<Bytes> =
+            agents.chain(jobs).filter_map(|topic| hub.state_since(topic, from)).collect();
+        if self.wants.all_agents {
+            match hub.changed_since(from) {
+                Some(changed) => states.extend(changed),
+                None => {
+                    for board in self.app.views.boards(&self.app.log, self.position).await? {
+                        states.extend(instance_frame(&self.app, &board));
+                    }
+                }
+            }
+        }
+        Ok(states)
+    }
+
+    fn with_ids(&self, states: Vec<Bytes>, upto: Position, frames: &mut Vec<Bytes>) {
+        let epoch = self.app.log.feed().epoch();
+        for state in states {
+            frames.extend([encode::id(epoch, upto), state]);
+        }
+    }
+
+    fn bookmark(&mut self, name: &'static str) -> Bytes {
+        let epoch = self.app.log.feed().epoch();
+        self.told = self.position;
+        let bookmark = Bookmark { epoch, position: self.position, at: self.app.clock.now() };
+        let data = serde_json::to_vec(&bookmark).expect("a bookmark is plain data");
+        encode::message(epoch, self.position, name, &data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_an_epoch_and_a_position() {
+        let cursor = Cursor { epoch: 1_795_220_000, position: Position(42) };
+        assert_eq!("1795220000-42".parse(), Ok(cursor));
+        for wrong in ["", "42", "a-b", "1-", "-1-2-3", "1--2"] {
+            assert_eq!(wrong.parse::<Cursor>(), Err(()), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! What the log means, kept ready in tables for lists; and read from the log itself for one
+//! thing, so that an answer about one agent or job is as fresh as the database on every node.
+
+mod runner;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use milepost_projections::board::Boards;
+use milepost_projections::job::{JobStatus, Jobs};
+use milepost_projections::steps::COUNT;
+use milepost_projections::usual::JOBS_MAX;
+use milepost_projections::{Board, Job, Projection, UsualDuration, usual};
+use milepost_schemas::{AgentId, Event, JobId, Position, StreamId};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::execute::{ExecuteError, unreadable};
+use crate::log::{Database, DatabaseError, Log};
+
+pub use runner::start;
+
+/// Rows a list holds at the most.
+pub const LIST_ROWS_MAX: usize = 1_000;
+
+/// How long a list waits for its view to reach the log's head before it answers with what it has.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often a node that does not run the views looks how far they are.
+const CATCH_UP_POLL: Duration = Duration::from_millis(20);
+
+/// How long the usual durations are good for.
+const USUAL_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// The views' tables; cheap to clone.
+#[derive(Clone)]
+pub struct Views {
+    database: Database,
+    wanted: Arc<watch::Sender<Position>>,
+    usual: Arc<Mutex<Option<(Instant, [Option<UsualDuration>; COUNT])>>>,
+}
+
+impl Views {
+    /// A handle on the tables.
+    pub fn new(database: Database) -> Self {
+        Self { database, wanted: Arc::default(), usual: Arc::default() }
+    }
+
+    /// All agents by name of row, at least as new as `at_least` if the view gets there in 1 s.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Database`] when the view cannot be read.
+    pub async fn boards(&self, _: &Log, at_least: Position) -> Result<Vec<Board>, ExecuteError> {
+        self.catch_up(Boards::NAME, Boards::VERSION, at_least).await?;
+        let client = self.database.get().await?;
+        let statement = client
+            .prepare_cached(
+                "SELECT state FROM view_row WHERE projection = $1 AND version = $2 \
+                 ORDER BY key DESC LIMIT $3",
+            )
+            .await
+            .map_err(DatabaseError::from)?;
+        let limit = LIST_ROWS_MAX as i64;
+        let rows = client
+            .query(&statement, &[&Boards::NAME, &Boards::VERSION, &limit])
+            .await
+            .map_err(DatabaseError::from)?;
+        rows.iter().map(|row| state(row.get(0))).collect()
+    }
+
+    /// The newest jobs, by status if one is given, before `before` if one is.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Database`] when the view cannot be read.
+    pub async fn jobs(
+        &self,
+        at_least: Position,
+        status: Option<JobStatus>,
+        before: Option<JobId>,
+        limit: usize,
+    ) -> Result<Vec<Job>, ExecuteError> {
+        self.catch_up(Jobs::NAME, Jobs::VERSION, at_least).await?;
+        let client = self.database.get().await?;
+        let statement = client
+            .prepare_cached(
+                "SELECT state FROM view_row WHERE projection = $1 AND version = $2 \
+                 AND ($3::text IS NULL OR label = $3) AND ($4::uuid IS NULL OR key < $4) \
+                 ORDER BY key DESC LIMIT $5",
+            )
+            .await
+            .map_err(DatabaseError::from)?;
+        let (status, before) = (status.map(JobStatus::as_str), before.map(|job| job.0));
+        let limit = limit.min(LIST_ROWS_MAX) as i64;
+        let rows = client
+            .query(&statement, &[&Jobs::NAME, &Jobs::VERSION, &status, &before, &limit])
+            .await
+            .map_err(DatabaseError::from)?;
+        let jobs: Result<Vec<Option<Job>>, _> = rows.iter().map(|row| state(row.get(0))).collect();
+        Ok(jobs?.into_iter().flatten().collect())
+    }
+
+    /// How many rows a view has of each label.
+    ///
+    /// # Errors
+    /// [`DatabaseError`] when the view cannot be read.
+    pub async fn counts<P: Projection>(
+        &self,
+        at_least: Position,
+    ) -> Result<Vec<(String, i64)>, DatabaseError> {
+        self.catch_up(P::NAME, P::VERSION, at_least).await?;
+        let client = self.database.get().await?;
+        let rows = client
+            .query(
+                "SELECT label, count(*) FROM view_row WHERE projection = $1 AND version = $2 \
+                 GROUP BY label",
+                &[&P::NAME, &P::VERSION],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// How long each step usually takes; at most 5 s old.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Database`] when the view cannot be read.
+    pub async fn usual(&self) -> Result<[Option<UsualDuration>; COUNT], ExecuteError> {
+        let kept = *self.usual.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, usual)) = kept
+            && at.elapsed() < USUAL_AGE_MAX
+        {
+            return Ok(usual);
+        }
+        let succeeded = Some(JobStatus::Succeeded);
+        let jobs = self.jobs(Position::START, succeeded, None, JOBS_MAX).await?;
+        let usual = usual(&jobs);
+        *self.usual.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), usual));
+        Ok(usual)
+    }
+
+    /// Waits, a second at the most, until a view holds everything up to a position.
+    async fn catch_up(
+        &self,
+        name: &str,
+        version: i16,
+        at_least: Position,
+    ) -> Result<(), DatabaseError> {
+        self.wanted.send_if_modified(|wanted| {
+            let more = at_least > *wanted;
+            *wanted = at_least.max(*wanted);
+            more
+        });
+        let client = self.database.get().await?;
+        let statement = client
+            .prepare_cached("SELECT position FROM projection WHERE name = $1 AND version = $2")
+            .await?;
+        let give_up = Instant::now() + CATCH_UP_TIMEOUT;
+        loop {
+            let row = client.query_opt(&statement, &[&name, &version]).await?;
+            let position = row.map_or(0, |row| row.get::<_, i64>(0));
+            if position as u64 >= at_least.0 || Instant::now() >= give_up {
+                return Ok(());
+            }
+            tokio::time::sleep(CATCH_UP_POLL).await;
+        }
+    }
+}
+
+fn state<S: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<S, ExecuteError> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        DatabaseError::Unexpected(format!("a view's row cannot be read: {error}")).into()
+    })
+}
+
+/// Reads one agent's row of the board from the log, as fresh as the database is.
+///
+/// # Errors
+/// [`ExecuteError`] when the log cannot be read.
+pub async fn read_board(log: &Log, id: AgentId) -> Result<Option<Board>, ExecuteError> {
+    let agent_events = log.read_streams(&[id.stream()]).await?;
+    let latest = agent_events.iter().rev().find_map(|event| match event.event() {
+        Ok(Event::ProvisioningRequested(order)) => {
+            Some([id.stream(), order.job_id.stream(), order.instance_id.stream()])
+        }
+        _ => None,
+    });
+    let events = match latest {
+        Some(streams) => log.read_streams(&streams).await?,
+        None => agent_events,
+    };
+    let mut board = Board::default();
+    for event in &events {
+        let recorded = event.recorded().map_err(|error| unreadable(event, error))?;
+        board.fold(&recorded);
+    }
+    Ok(board.agent.is_some().then_some(board))
+}
+
+/// The streams that tell all about an agent: its own, and those of its jobs and instances.
+///
+/// # Errors
+/// [`DatabaseError`] when the log cannot be read.
+pub async fn streams_of_agent(log: &Log, id: AgentId) -> Result<Vec<StreamId>, DatabaseError> {
+    let mut streams = vec![id.stream()];
+    for event in log.read_streams(&[id.stream()]).await? {
+        if let Ok(Event::ProvisioningRequested(order)) = event.event() {
+            streams.extend([order.job_id.stream(), order.instance_id.stream()]);
+        }
+    }
+    Ok(streams)
+}
+
+/// A row's key as its table has it.
+type Key = Uuid;
