@@ -9,10 +9,11 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::execute::JobCache;
 use crate::intake::Redactor;
-use crate::log::Log;
+use crate::log::{Database, DatabaseError, Log};
 use crate::metrics::Metrics;
-use crate::push::Hub;
-use crate::views::Views;
+use crate::push::{self, Hub};
+use crate::views::{self, Views};
+use crate::work;
 
 /// The state of a process; shared by reference.
 pub struct App {
@@ -34,6 +35,38 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Says when to end.
     pub shutdown: CancellationToken,
+}
+
+impl App {
+    /// Opens the log of a migrated database and makes everything that hangs on it. Nothing runs
+    /// yet but the log itself.
+    ///
+    /// # Errors
+    /// [`DatabaseError`] when the database cannot be reached, or is not migrated.
+    pub async fn open(config: Config, shutdown: CancellationToken) -> Result<Arc<Self>, DatabaseError> {
+        let metrics = Metrics::new();
+        let database = Database::new(&config.database_url)?;
+        let writer = Clock.id().to_string();
+        let log = Log::open(database.clone(), Arc::clone(&metrics), writer).await?;
+        Ok(Arc::new(Self {
+            clock: Clock,
+            jobs: JobCache::new(),
+            hub: Hub::new(log.feed().head()),
+            views: Views::new(database),
+            redactor: Redactor::new(config.secrets()),
+            log,
+            metrics,
+            shutdown,
+            config,
+        }))
+    }
+
+    /// Starts what goes on beside requests: states, views, work.
+    pub fn start(self: &Arc<Self>) {
+        push::start_states(Arc::clone(self));
+        views::start(Arc::clone(self));
+        work::start(Arc::clone(self), format!("{}@{}", std::process::id(), self.config.listen));
+    }
 }
 
 /// The only place that reads the clock and draws ids.

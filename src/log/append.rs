@@ -228,8 +228,7 @@ impl Appender {
                     items = refuse(plan.items, &jobs);
                 }
                 (_, Err(error)) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, events = plan.streams.len(), "a batch was interrupted");
+                    interrupted(&error, plan.streams.len());
                     self.metrics.append_errors.inc();
                     let fresh = self.reconnect(&plan.items).await;
                     self.known.clear();
@@ -420,8 +419,7 @@ impl Appender {
             match connect(&self.database).await {
                 Ok(link) => return link,
                 Err(error) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, waiting = waiting.len(), "the log cannot be reached");
+                    unreachable_log(&error, waiting.len());
                     tokio::time::sleep(RECONNECT).await;
                 }
             }
@@ -449,6 +447,14 @@ impl Appender {
         }
         again
     }
+}
+
+fn interrupted(error: &DatabaseError, events: usize) {
+    tracing::warn!(error = error as &dyn std::error::Error, events, "a batch was interrupted");
+}
+
+fn unreachable_log(error: &DatabaseError, waiting: usize) {
+    tracing::warn!(error = error as &dyn std::error::Error, waiting, "the log is out of reach");
 }
 
 fn take_batch(waiting: &mut VecDeque<Item>) -> Vec<Item> {

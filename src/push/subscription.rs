@@ -113,12 +113,13 @@ pub struct Subscription {
     registration: Option<Registration>,
     head: watch::Receiver<Position>,
     greeting: Option<Greeting>,
+    /// A page is told once that it has caught up.
+    catching_up: bool,
 }
 
 /// What a stream begins with.
 struct Greeting {
     reset: bool,
-    resumed: Option<Position>,
     retry_ms: u64,
 }
 
@@ -148,10 +149,10 @@ impl Subscription {
             told: Position::START,
             greeting: Some(Greeting {
                 reset: since.is_some() && resumed.is_none(),
-                resumed,
                 // Spread, so that a thousand browsers do not come back in the same instant.
                 retry_ms: 1_000 + random % 2_000,
             }),
+            catching_up: registration.is_some(),
             app,
             wants: Box::new(wants),
             registration,
@@ -177,14 +178,20 @@ impl Subscription {
         }
         loop {
             let upto = *self.head.borrow_and_update();
+            let mut frames = Vec::new();
             if self.position < upto {
-                let frames = self.gather(upto).await?;
-                if !frames.is_empty() {
-                    return Ok(frames);
-                }
-                continue;
+                frames = self.gather(upto).await?;
             }
-            self.changed().await?;
+            if self.catching_up && self.position == upto {
+                self.catching_up = false;
+                frames.push(self.bookmark("bookmark"));
+            }
+            if !frames.is_empty() {
+                return Ok(frames);
+            }
+            if self.position >= upto {
+                self.changed().await?;
+            }
         }
     }
 
@@ -220,7 +227,7 @@ impl Subscription {
 
     async fn greet(&mut self) -> Result<Vec<Bytes>, ExecuteError> {
         let greeting = self.greeting.as_ref().expect("a stream greets once");
-        let (reset, resumed) = (greeting.reset, greeting.resumed);
+        let reset = greeting.reset;
         let mut frames = vec![encode::retry(greeting.retry_ms)];
         if reset {
             frames.push(self.bookmark("reset"));
@@ -238,19 +245,10 @@ impl Subscription {
             }
         }
         if self.wants.all_agents {
-            match resumed.and_then(|since| app.hub.changed_since(since)) {
-                Some(_) => {}
-                None => {
-                    for board in app.views.boards(&app.log, upto).await? {
-                        states.extend(instance_frame(&app, &board));
-                    }
-                }
-            }
+            let boards = app.views.boards(&app.log, upto).await?;
+            states.extend(boards.iter().filter_map(|board| instance_frame(&app, board)));
         }
         self.with_ids(states, upto, &mut frames);
-        if self.registration.is_some() {
-            frames.push(self.bookmark("bookmark"));
-        }
         Ok(frames)
     }
 

@@ -1,0 +1,202 @@
+//! `milepost dev`: everything on this machine, with nothing to set up.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+
+use super::serve::{listen, serve, shutdown_on_signal};
+use crate::accounts;
+use crate::app::{App, Clock};
+use crate::config::{self, Config, Dispatcher, LISTEN};
+use crate::domain::{AgentCommand, agent};
+use crate::execute;
+use crate::log::Database;
+use crate::migrate::migrate;
+use crate::postgres::Embedded;
+use crate::telemetry;
+use milepost_schemas::{AgentId, InstanceId, JobId, Metadata, Position};
+
+/// The account that `dev` makes.
+const ADMIN_EMAIL: &str = "admin@localhost";
+
+/// The token that `dev` makes.
+const ADMIN_TOKEN_NAME: &str = "dev";
+
+/// What the first rehearsal is for.
+const FIRST_AGENT: &str = "rehearsal-1";
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Address and port; port 0 takes any that is free
+    #[arg(long, default_value = LISTEN)]
+    listen: SocketAddr,
+    /// Where the private Postgres and the secrets live
+    #[arg(long, default_value = "data")]
+    data_dir: PathBuf,
+    /// Who runs jobs
+    #[arg(long, value_enum, default_value = "rehearsal", env = "MILEPOST_DISPATCHER")]
+    dispatcher: Dispatcher,
+}
+
+/// Secrets made at the first start and kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct Secrets {
+    admin_password: String,
+    admin_token: String,
+    callback_secret: String,
+}
+
+/// What scripts read once everything is ready.
+#[derive(Serialize)]
+struct Ready<'a> {
+    url: &'a str,
+    database_url: &'a str,
+    admin_email: &'a str,
+    #[serde(flatten)]
+    secrets: &'a Secrets,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    telemetry::start();
+    std::fs::create_dir_all(&args.data_dir)
+        .with_context(|| format!("cannot make {}", args.data_dir.display()))?;
+    let ready_file = args.data_dir.join("dev.json");
+    // Whoever waits for this file waits for this start, not for an earlier one.
+    drop(std::fs::remove_file(&ready_file));
+    let shutdown = shutdown_on_signal()?;
+    let given = std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty());
+    let embedded = match given {
+        Some(_) => None,
+        None => Some(Embedded::start(&args.data_dir).await?),
+    };
+    let database_url =
+        given.unwrap_or_else(|| embedded.as_ref().map_or("", Embedded::database_url).to_owned());
+    let served = start(&args, &database_url, &ready_file, shutdown).await;
+    drop(std::fs::remove_file(&ready_file));
+    if let Some(embedded) = embedded {
+        embedded.stop().await?;
+    }
+    served
+}
+
+async fn start(
+    args: &Args,
+    database_url: &str,
+    ready_file: &Path,
+    shutdown: tokio_util::sync::CancellationToken,
+) -> anyhow::Result<()> {
+    let secrets = secrets(&args.data_dir.join("secrets.json"))?;
+    let database = Database::new(database_url)?;
+    migrate(&database).await?;
+    let mut config = config(args, database_url, &secrets)?;
+    let listener = listen(&config)?;
+    config.listen = listener.local_addr()?;
+    config.public_url = config.loopback_url();
+    let url = config.public_url.clone();
+    accounts::set_password(&database, Clock.id(), ADMIN_EMAIL, &secrets.admin_password).await?;
+    accounts::set_token(&database, ADMIN_TOKEN_NAME, &secrets.admin_token).await?;
+    let link = accounts::make_link(&database, ADMIN_EMAIL, Clock.now()).await?;
+    let app = App::open(config, shutdown).await?;
+    if app.log.feed().head() == Position::START && args.dispatcher == Dispatcher::Rehearsal {
+        rehearse_first(&app).await?;
+    }
+    let ready =
+        Ready { url: &url, database_url, admin_email: ADMIN_EMAIL, secrets: &secrets };
+    let serving = tokio::spawn(serve(app, listener));
+    write_private(ready_file, &serde_json::to_vec_pretty(&ready)?)?;
+    greet(&url, &link, &secrets, args);
+    serving.await?
+}
+
+fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<Config> {
+    let mut wrong = Vec::new();
+    let limits = config::limits(&|name| std::env::var(name).ok(), &mut wrong);
+    anyhow::ensure!(wrong.is_empty(), config::ConfigError(wrong));
+    let callback_secrets = vec![secrets.callback_secret.clone()];
+    let rules = config::rules(&callback_secrets, true).map_err(anyhow::Error::msg)?;
+    Ok(Config {
+        database_url: database_url.to_owned(),
+        listen: args.listen,
+        public_url: String::new(),
+        rules,
+        callback_secrets,
+        redact: vec![secrets.admin_password.clone(), secrets.admin_token.clone()],
+        dispatcher: args.dispatcher,
+        limits,
+    })
+}
+
+/// The secrets of this data directory; made at the first start.
+fn secrets(file: &Path) -> anyhow::Result<Secrets> {
+    match std::fs::read(file) {
+        Ok(text) => serde_json::from_slice(&text)
+            .with_context(|| format!("{} cannot be read", file.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let secrets = Secrets {
+                admin_password: accounts::secret("")[..24].to_owned(),
+                admin_token: accounts::secret("mp_"),
+                callback_secret: accounts::secret(""),
+            };
+            write_private(file, &serde_json::to_vec_pretty(&secrets)?)?;
+            Ok(secrets)
+        }
+        Err(error) => Err(error).with_context(|| format!("{} cannot be read", file.display())),
+    }
+}
+
+/// Writes a file that only its owner reads; it is there whole or not at all.
+fn write_private(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let new = file.with_extension("new");
+    drop(std::fs::remove_file(&new));
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(&new)?.write_all(bytes)?;
+    std::fs::rename(&new, file)?;
+    Ok(())
+}
+
+/// With nothing in the log yet, there is something to see all the same.
+async fn rehearse_first(app: &App) -> anyhow::Result<()> {
+    let agent_id = AgentId(app.clock.id());
+    let metadata = |correlation_id| Metadata {
+        actor: "system:dev".to_owned(),
+        correlation_id,
+        causation_id: None,
+        callback: None,
+    };
+    let region = Some(agent::DEFAULT_REGION.to_owned());
+    let create = AgentCommand::Create { agent_id, name: FIRST_AGENT.to_owned(), region };
+    execute::to_agent(app, agent_id, create, metadata(agent_id.0)).await?;
+    let job_id = JobId(app.clock.id());
+    let provision = AgentCommand::Provision {
+        job_id,
+        instance_id: InstanceId(app.clock.id()),
+        region: None,
+        max_attempts: app.config.limits.max_attempts(),
+        retry_of: None,
+    };
+    execute::to_agent(app, agent_id, provision, metadata(job_id.0)).await?;
+    Ok(())
+}
+
+fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) {
+    let rehearsal = match args.dispatcher {
+        Dispatcher::Rehearsal => "jobs are rehearsed: signed callbacks over HTTP, no server is built",
+        Dispatcher::None => "jobs wait for callbacks from elsewhere",
+    };
+    println!(
+        "\n  Milepost is running: {rehearsal}\n\n  \
+         Open once     {url}/login?once={link}\n  \
+         Log in        {ADMIN_EMAIL} / {}\n  \
+         API token     {}\n  \
+         Secrets       {}\n\n  \
+         Ctrl-C ends it; everything is kept in {}.\n",
+        secrets.admin_password,
+        secrets.admin_token,
+        args.data_dir.join("dev.json").display(),
+        args.data_dir.display(),
+    );
+}

@@ -1,0 +1,79 @@
+//! The command line: one file a command.
+
+mod callback;
+mod client;
+mod dev;
+mod jobs;
+mod log;
+mod rehearse;
+mod serve;
+mod token;
+mod user;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Signed callbacks in, an immutable event log in Postgres, every change pushed to browsers.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run everything on this machine: a private Postgres, the server, and a rehearsal
+    Dev(dev::Args),
+    /// Run the server; every setting comes from the environment
+    Serve(serve::Args),
+    /// Bring the database named by DATABASE_URL up to date
+    Migrate,
+    /// Follow a job or an agent in the terminal
+    Watch(watch::Args),
+    /// Sign one callback and send it
+    Callback(callback::Args),
+    /// Follow or replay the event log
+    #[command(subcommand)]
+    Log(log::Command),
+    /// List, cancel or repeat jobs
+    #[command(subcommand)]
+    Jobs(jobs::Command),
+    /// Make or revoke the tokens of programs
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Make people's accounts
+    #[command(subcommand)]
+    User(user::Command),
+    /// Play a workflow: the same signed callbacks, but no server is built
+    Rehearse(rehearse::Args),
+}
+
+/// Runs one command to its end.
+pub fn run(cli: Cli) -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().expect("the system has threads and sockets");
+    match runtime.block_on(execute(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("milepost: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Dev(args) => dev::run(args).await,
+        Command::Serve(args) => serve::run(args).await,
+        Command::Migrate => serve::migrate().await,
+        Command::Watch(args) => watch::run(args).await,
+        Command::Callback(args) => callback::run(args).await,
+        Command::Log(command) => log::run(command).await,
+        Command::Jobs(command) => jobs::run(command).await,
+        Command::Token(command) => token::run(command).await,
+        Command::User(command) => user::run(command).await,
+        Command::Rehearse(args) => rehearse::run(args).await,
+    }
+}

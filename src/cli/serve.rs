@@ -1,0 +1,93 @@
+//! `milepost serve` and `milepost migrate`: production, everything from settings.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::config::Config;
+use crate::log::Database;
+use crate::{http, migrate as migrations, push, telemetry};
+
+/// Connections the kernel keeps for us while we accept others.
+const BACKLOG: u32 = 4_096;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Bring the database up to date first; of several servers, one does it
+    #[arg(long)]
+    migrate: bool,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    telemetry::start();
+    let config = Config::from_env(|name| std::env::var(name).ok())?;
+    if args.migrate {
+        migrations::migrate(&Database::new(&config.database_url)?).await?;
+    }
+    let listener = listen(&config)?;
+    let shutdown = shutdown_on_signal()?;
+    let app = App::open(config, shutdown).await.context(
+        "the log cannot be opened: is the database there, and migrated (`milepost migrate`)?",
+    )?;
+    tracing::info!(listen = %app.config.listen, url = app.config.public_url, "serving");
+    serve(app, listener).await
+}
+
+/// Brings the database named by `DATABASE_URL` up to date.
+pub async fn migrate() -> anyhow::Result<()> {
+    let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set")?;
+    let applied = migrations::migrate(&Database::new(&url)?).await?;
+    println!("{applied} migrations applied");
+    Ok(())
+}
+
+/// Listens where the settings say.
+pub fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    raise_file_limit();
+    let socket = match config.listen {
+        std::net::SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4(),
+        std::net::SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
+    Ok(socket.listen(BACKLOG)?)
+}
+
+/// Serves until told to end, then drains.
+pub async fn serve(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
+    app.start();
+    let router = http::router(Arc::clone(&app));
+    push::serve::serve(app, listener, router).await?;
+    Ok(())
+}
+
+/// A token that is cancelled by SIGINT or SIGTERM.
+pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
+    let shutdown = CancellationToken::new();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let token = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("ending");
+        token.cancel();
+    });
+    Ok(shutdown)
+}
+
+/// A stream is a file descriptor: take as many as the system gives.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}

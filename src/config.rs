@@ -1,0 +1,228 @@
+//! Every setting, its environment name and its default. Secrets have no default.
+
+use std::net::SocketAddr;
+
+use jiff::SignedDuration;
+
+use crate::domain::Limits;
+use crate::intake::github::{Rules, Secret};
+
+/// Who runs attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dispatcher {
+    /// Nobody: jobs wait for callbacks that come from elsewhere.
+    None,
+    /// A child process that plays the workflow over real HTTP; builds no server.
+    Rehearsal,
+}
+
+impl Dispatcher {
+    /// The name in events; `None` where nobody dispatches.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Rehearsal => Some("rehearsal"),
+        }
+    }
+}
+
+/// Where the server listens unless told otherwise: this machine only.
+pub const LISTEN: &str = "127.0.0.1:8080";
+
+/// Attempts one process dispatches at once.
+pub const DISPATCHES_AT_ONCE: usize = 8;
+
+/// Every setting of a process.
+#[derive(Clone)]
+pub struct Config {
+    /// `DATABASE_URL`: where the log is. No default for `serve`; `dev` brings its own Postgres.
+    pub database_url: String,
+    /// `MILEPOST_LISTEN`, default `127.0.0.1:8080`.
+    pub listen: SocketAddr,
+    /// `MILEPOST_PUBLIC_URL`: how workflows and browsers reach this server; no trailing slash.
+    pub public_url: String,
+    /// `MILEPOST_CALLBACK_SECRETS`: one or several, separated by commas, all in force at once.
+    pub callback_secrets: Vec<String>,
+    /// `MILEPOST_ACCEPT_X_SIGNATURE`, default `true`; `false` once every workflow signs as
+    /// Standard Webhooks.
+    pub rules: Rules,
+    /// `MILEPOST_REDACT`: further secrets, separated by commas, that must never enter the log.
+    pub redact: Vec<String>,
+    /// `MILEPOST_DISPATCHER`: `none` or `rehearsal`.
+    pub dispatcher: Dispatcher,
+    /// `MILEPOST_RETRY_DELAYS`, `MILEPOST_SILENCE`, `MILEPOST_ATTEMPT`, `MILEPOST_LEASE`, in
+    /// seconds; the defaults are the product's promise (60,300,900; 900; 1800; 120).
+    pub limits: Limits,
+}
+
+/// What `serve` cannot start without, or cannot read; one line each.
+#[derive(Debug, thiserror::Error)]
+#[error("these settings are missing or wrong:\n{}", .0.iter().map(|it| format!("  {it}")).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+impl Config {
+    /// Reads the settings of a production server. Nothing that is a secret has a default.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with everything that is missing or wrong, all at once.
+    pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let mut wrong = Vec::new();
+        let mut require = |name: &str, what: &str| {
+            get(name).filter(|value| !value.is_empty()).unwrap_or_else(|| {
+                wrong.push(format!("{name}: {what}"));
+                String::new()
+            })
+        };
+        let database_url = require("DATABASE_URL", "postgres://user:password@host/database");
+        let public_url = require("MILEPOST_PUBLIC_URL", "https://milepost.example.com");
+        let secrets = require("MILEPOST_CALLBACK_SECRETS", "the secret workflows sign with");
+        let listen = get("MILEPOST_LISTEN").unwrap_or_else(|| LISTEN.to_owned());
+        let listen = listen.parse().map_err(|_| wrong.push(format!("MILEPOST_LISTEN: {listen} is no address and port")));
+        let dispatcher = match get("MILEPOST_DISPATCHER").as_deref() {
+            None | Some("none") => Dispatcher::None,
+            Some("rehearsal") => Dispatcher::Rehearsal,
+            Some(other) => {
+                wrong.push(format!("MILEPOST_DISPATCHER: {other} is neither none nor rehearsal"));
+                Dispatcher::None
+            }
+        };
+        let accept = match get("MILEPOST_ACCEPT_X_SIGNATURE").as_deref() {
+            None | Some("true") => true,
+            Some("false") => false,
+            Some(other) => {
+                wrong.push(format!("MILEPOST_ACCEPT_X_SIGNATURE: {other} is neither true nor false"));
+                true
+            }
+        };
+        let callback_secrets = list(&secrets);
+        let rules = rules(&callback_secrets, accept)
+            .map_err(|error| wrong.push(format!("MILEPOST_CALLBACK_SECRETS: {error}")));
+        let limits = limits(&get, &mut wrong);
+        let redact = list(&get("MILEPOST_REDACT").unwrap_or_default());
+        match (listen, rules) {
+            (Ok(listen), Ok(rules)) if wrong.is_empty() => Ok(Self {
+                database_url,
+                listen,
+                public_url: public_url.trim_end_matches('/').to_owned(),
+                callback_secrets,
+                rules,
+                redact,
+                dispatcher,
+                limits,
+            }),
+            _ => Err(ConfigError(wrong)),
+        }
+    }
+
+    /// Whether browsers reach this server by HTTPS, so that cookies must not travel without it.
+    pub fn is_https(&self) -> bool {
+        self.public_url.starts_with("https://")
+    }
+
+    /// How a process on this machine reaches this server.
+    pub fn loopback_url(&self) -> String {
+        let ip = match self.listen.ip() {
+            ip if !ip.is_unspecified() => ip,
+            std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        };
+        format!("http://{}", SocketAddr::new(ip, self.listen.port()))
+    }
+
+    /// Everything that must never enter the log.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.callback_secrets.iter().chain(&self.redact).map(String::as_str)
+    }
+}
+
+/// Reads the limits from the environment; each has its default.
+pub fn limits(get: &impl Fn(&str) -> Option<String>, wrong: &mut Vec<String>) -> Limits {
+    let mut limits = Limits::default();
+    let mut seconds = |name: &str| {
+        let text = get(name)?;
+        let parsed: Option<Vec<SignedDuration>> = text
+            .split(',')
+            .map(|part| {
+                let seconds: f64 = part.trim().parse().ok()?;
+                SignedDuration::try_from_secs_f64(seconds).ok().filter(|it| it.is_positive())
+            })
+            .collect();
+        if parsed.is_none() {
+            wrong.push(format!("{name}: {text} is no number of seconds"));
+        }
+        parsed
+    };
+    if let Some(delays) = seconds("MILEPOST_RETRY_DELAYS") {
+        limits.retry_delays = delays;
+    }
+    for (name, limit) in [
+        ("MILEPOST_SILENCE", &mut limits.silence),
+        ("MILEPOST_ATTEMPT", &mut limits.attempt),
+        ("MILEPOST_LEASE", &mut limits.lease),
+    ] {
+        if let Some([value]) = seconds(name).as_deref() {
+            *limit = *value;
+        }
+    }
+    limits
+}
+
+/// The callback secrets, ready to check with.
+///
+/// # Errors
+/// What is wrong with one of them.
+pub fn rules(secrets: &[String], accept_x_signature: bool) -> Result<Rules, String> {
+    let secrets = secrets.iter().map(|secret| Secret::new(secret)).collect::<Result<_, _>>()?;
+    Ok(Rules { secrets, accept_x_signature })
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
+        |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+    }
+
+    const REQUIRED: [(&str, &str); 3] = [
+        ("DATABASE_URL", "postgres:///x"),
+        ("MILEPOST_PUBLIC_URL", "https://m.example/"),
+        ("MILEPOST_CALLBACK_SECRETS", "old-secret, new-secret"),
+    ];
+
+    #[test]
+    fn everything_missing_is_listed_at_once() {
+        let error = Config::from_env(|_| None).map(|_| ()).unwrap_err();
+        let names = ["DATABASE_URL", "MILEPOST_PUBLIC_URL", "MILEPOST_CALLBACK_SECRETS"];
+        assert_eq!(error.0.len(), names.len());
+        for name in names {
+            assert!(error.to_string().contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_promised_limits_are_the_defaults() {
+        let config = Config::from_env(env(&REQUIRED)).unwrap();
+        assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.limits.max_attempts(), 4);
+        assert_eq!(config.rules.secrets.len(), 2);
+        assert_eq!(config.public_url, "https://m.example");
+        assert!(config.is_https() && config.rules.accept_x_signature);
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        let mut pairs = REQUIRED.to_vec();
+        pairs.extend([
+            ("MILEPOST_LISTEN", "nowhere"),
+            ("MILEPOST_SILENCE", "-3"),
+            ("MILEPOST_DISPATCHER", "magic"),
+        ]);
+        let error = Config::from_env(env(&pairs)).map(|_| ()).unwrap_err();
+        assert_eq!(error.0.len(), 3, "{error}");
+    }
+}

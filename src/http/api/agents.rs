@@ -1,0 +1,172 @@
+//! `/api/agents`: make them, list them, order servers for them, see how those come along.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use milepost_projections::Board;
+use milepost_projections::answers::{AgentAnswer, InstanceAnswer};
+use milepost_schemas::{AgentId, InstanceId, JobId};
+use serde::{Deserialize, Serialize};
+
+use super::{id, json};
+use crate::app::App;
+use crate::domain::AgentCommand;
+use crate::execute;
+use crate::http::auth::Actor;
+use crate::http::problem::Problem;
+use crate::{views, work};
+
+/// The body of `POST /api/agents`.
+#[derive(Debug, Deserialize)]
+pub struct NewAgent {
+    name: Option<String>,
+    region: Option<String>,
+}
+
+/// The body of `POST /api/agents/{id}/provision`.
+#[derive(Debug, Default, Deserialize)]
+pub struct Order {
+    region: Option<String>,
+}
+
+/// A list of agents.
+#[derive(Debug, Serialize)]
+pub struct Agents {
+    agents: Vec<InstanceAnswer>,
+}
+
+/// A job was accepted.
+#[derive(Debug, Serialize)]
+pub struct Accepted {
+    /// The job.
+    pub job_id: JobId,
+}
+
+/// `POST /api/agents`.
+///
+/// # Errors
+/// 400 without a name; 422 for one that will not do.
+pub async fn create(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    request: Request,
+) -> Result<(StatusCode, Json<AgentAnswer>), Problem> {
+    let NewAgent { name, region } = json(request).await?;
+    let name = name.ok_or_else(|| Problem::bad_request("name is missing"))?;
+    let agent = make(&app, &actor, name, region).await?;
+    let board = board(&app, agent).await?;
+    let answer = board.agent.as_ref().map(AgentAnswer::of);
+    Ok((StatusCode::CREATED, Json(answer.ok_or_else(|| Problem::not_found("agent"))?)))
+}
+
+/// Makes an agent.
+///
+/// # Errors
+/// 422 for a name or region that will not do.
+pub async fn make(
+    app: &App,
+    actor: &Actor,
+    name: String,
+    region: Option<String>,
+) -> Result<AgentId, Problem> {
+    let agent_id = AgentId(app.clock.id());
+    let command = AgentCommand::Create { agent_id, name, region };
+    execute::to_agent(app, agent_id, command, actor.metadata(app, agent_id.0)).await?;
+    Ok(agent_id)
+}
+
+/// `GET /api/agents`.
+///
+/// # Errors
+/// 503 when the view cannot be read.
+pub async fn list(State(app): State<Arc<App>>, _: Actor) -> Result<Json<Agents>, Problem> {
+    let (_, head) = app.log.head().await?;
+    let boards = app.views.boards(&app.log, head).await?;
+    let now = app.clock.now();
+    let agents = boards.iter().filter_map(|board| InstanceAnswer::of(board, now)).collect();
+    Ok(Json(Agents { agents }))
+}
+
+/// `GET /api/agents/{id}`.
+///
+/// # Errors
+/// 404.
+pub async fn show(
+    State(app): State<Arc<App>>,
+    _: Actor,
+    Path(agent): Path<String>,
+) -> Result<Json<AgentAnswer>, Problem> {
+    let board = board(&app, id(&agent, "agent")?).await?;
+    let answer = board.agent.as_ref().map(AgentAnswer::of);
+    answer.map(Json).ok_or_else(|| Problem::not_found("agent"))
+}
+
+/// `GET /api/agents/{id}/instance`.
+///
+/// # Errors
+/// 404.
+pub async fn instance(
+    State(app): State<Arc<App>>,
+    _: Actor,
+    Path(agent): Path<String>,
+) -> Result<Json<InstanceAnswer>, Problem> {
+    let board = board(&app, id(&agent, "agent")?).await?;
+    let answer = InstanceAnswer::of(&board, app.clock.now());
+    answer.map(Json).ok_or_else(|| Problem::not_found("agent"))
+}
+
+/// `POST /api/agents/{id}/provision`.
+///
+/// # Errors
+/// 404; 409 while a job is active; 422 for a region that is none.
+pub async fn provision(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(agent): Path<String>,
+    request: Request,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let agent_id = id(&agent, "agent")?;
+    let Order { region } = json(request).await?;
+    let job_id = order(&app, &actor, agent_id, region, None).await?;
+    Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
+}
+
+/// Orders a server.
+///
+/// # Errors
+/// As [`provision`].
+pub async fn order(
+    app: &App,
+    actor: &Actor,
+    agent_id: AgentId,
+    region: Option<String>,
+    retry_of: Option<JobId>,
+) -> Result<JobId, Problem> {
+    let job_id = JobId(app.clock.id());
+    let command = AgentCommand::Provision {
+        job_id,
+        instance_id: InstanceId(app.clock.id()),
+        region,
+        max_attempts: app.config.limits.max_attempts(),
+        retry_of,
+    };
+    execute::to_agent(app, agent_id, command, actor.metadata(app, job_id.0)).await?;
+    Ok(job_id)
+}
+
+/// One row of the board, after its job's deadlines have been looked at.
+///
+/// # Errors
+/// 404.
+pub async fn board(app: &App, agent: AgentId) -> Result<Board, Problem> {
+    let read = || views::read_board(&app.log, agent);
+    let board = read().await?.ok_or_else(|| Problem::not_found("agent"))?;
+    match &board.job {
+        Some(job) if work::tick(app, job).await? => {
+            read().await?.ok_or_else(|| Problem::not_found("agent"))
+        }
+        _ => Ok(board),
+    }
+}

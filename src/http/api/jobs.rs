@@ -1,0 +1,147 @@
+//! `/api/jobs`: what was ordered, how it goes, and how to end or repeat it.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::StatusCode;
+use milepost_projections::answers::JobAnswer;
+use milepost_projections::{Job, JobStatus};
+use milepost_schemas::JobId;
+use serde::{Deserialize, Serialize};
+
+use super::agents::{Accepted, order};
+use super::{id, json};
+use crate::app::App;
+use crate::domain::JobCommand;
+use crate::execute;
+use crate::http::auth::Actor;
+use crate::http::problem::Problem;
+use crate::work;
+
+/// Jobs in a list unless more are asked for.
+const LIST_DEFAULT: usize = 100;
+
+/// The query of `GET /api/jobs`.
+#[derive(Debug, Deserialize)]
+pub struct Filter {
+    status: Option<JobStatus>,
+    before: Option<JobId>,
+    limit: Option<usize>,
+}
+
+/// A list of jobs, newest first.
+#[derive(Debug, Serialize)]
+pub struct Jobs {
+    jobs: Vec<JobAnswer>,
+}
+
+/// The body of `POST /api/jobs/{id}/cancel`.
+#[derive(Debug, Default, Deserialize)]
+pub struct Cancellation {
+    reason: Option<String>,
+}
+
+/// `GET /api/jobs?status=&before=&limit=`.
+///
+/// # Errors
+/// 400 for a filter that makes no sense.
+pub async fn list(
+    State(app): State<Arc<App>>,
+    _: Actor,
+    query: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Jobs>, Problem> {
+    let Query(filter) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let (_, head) = app.log.head().await?;
+    let limit = filter.limit.unwrap_or(LIST_DEFAULT);
+    let jobs = app.views.jobs(head, filter.status, filter.before, limit).await?;
+    Ok(Json(Jobs { jobs: jobs.iter().map(JobAnswer::of).collect() }))
+}
+
+/// `GET /api/jobs/{id}`.
+///
+/// # Errors
+/// 404.
+pub async fn show(
+    State(app): State<Arc<App>>,
+    _: Actor,
+    Path(job): Path<String>,
+) -> Result<Json<JobAnswer>, Problem> {
+    let job = read(&app, id(&job, "job")?).await?;
+    Ok(Json(JobAnswer::of(&job)))
+}
+
+/// `POST /api/jobs/{id}/cancel`.
+///
+/// # Errors
+/// 404; 409 when it has ended.
+pub async fn cancel(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(job): Path<String>,
+    request: Request,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let job_id = id(&job, "job")?;
+    let Cancellation { reason } = json(request).await?;
+    end(&app, &actor, job_id, reason).await?;
+    Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
+}
+
+/// Ends a job.
+///
+/// # Errors
+/// As [`cancel`].
+pub async fn end(
+    app: &App,
+    actor: &Actor,
+    job_id: JobId,
+    reason: Option<String>,
+) -> Result<(), Problem> {
+    let reason = reason.map(|reason| app.redactor.mask(&reason).into_owned());
+    let command = JobCommand::Cancel { by: actor.name.clone(), reason };
+    execute::to_job(app, job_id, command, actor.metadata(app, job_id.0)).await?;
+    Ok(())
+}
+
+/// `POST /api/jobs/{id}/retry`: a new job with `retry_of`.
+///
+/// # Errors
+/// 404; 409 while this or another job of its agent is active, or when it has succeeded.
+pub async fn retry(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(job): Path<String>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let job_id = again(&app, &actor, id(&job, "job")?).await?;
+    Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
+}
+
+/// Repeats an ended job as a new one.
+///
+/// # Errors
+/// As [`retry`].
+pub async fn again(app: &App, actor: &Actor, job_id: JobId) -> Result<JobId, Problem> {
+    let job = read(app, job_id).await?;
+    match job.status {
+        JobStatus::Failed | JobStatus::Cancelled => {
+            order(app, actor, job.agent_id, Some(job.region), Some(job_id)).await
+        }
+        status => {
+            let detail = format!("The job is {}: only a failed or cancelled one can be repeated", status.as_str());
+            Err(Problem::conflict("job-status", detail))
+        }
+    }
+}
+
+/// One job, after its deadlines have been looked at.
+///
+/// # Errors
+/// 404.
+pub async fn read(app: &App, job_id: JobId) -> Result<Job, Problem> {
+    let read = || execute::read_job(&app.log, job_id);
+    let job = read().await?.ok_or_else(|| Problem::not_found("job"))?;
+    if work::tick(app, &job).await? {
+        return read().await?.ok_or_else(|| Problem::not_found("job"));
+    }
+    Ok(job)
+}

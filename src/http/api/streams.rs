@@ -1,0 +1,128 @@
+//! The four streams. `Last-Event-ID`, or `?since=` where there is no such header, resumes.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::Request;
+use axum::response::Response;
+use milepost_schemas::{AgentId, JobId};
+
+use super::events::Query;
+use super::{agents, id, jobs};
+use crate::app::App;
+use crate::http::auth::Actor;
+use crate::http::problem::Problem;
+use crate::push::serve::respond;
+use crate::push::{Cursor, Subscription, WANTS_MAX, Wants};
+
+/// `GET /api/events/stream?stream=&type=`: every event, never left out, never joined.
+///
+/// # Errors
+/// 400 for a filter that makes no sense.
+pub async fn events(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    request: Request<Body>,
+) -> Result<Response, Problem> {
+    let Query { filter, .. } = Query::parse(request.uri().query().unwrap_or_default())?;
+    let wants = Wants { events: Some(filter), ..Wants::default() };
+    Ok(stream(&app, &actor, &request, wants))
+}
+
+/// `GET /api/agents/{id}/instance/stream`: its state, then each new one.
+///
+/// # Errors
+/// 404.
+pub async fn instance(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(agent): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Problem> {
+    let agent = id(&agent, "agent")?;
+    agents::board(&app, agent).await?;
+    Ok(stream(&app, &actor, &request, Wants { agents: vec![agent], ..Wants::default() }))
+}
+
+/// `GET /api/jobs/{id}/stream`: its state, then each new one.
+///
+/// # Errors
+/// 404.
+pub async fn job(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(job): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Problem> {
+    let job = id(&job, "job")?;
+    jobs::read(&app, job).await?;
+    Ok(stream(&app, &actor, &request, Wants { jobs: vec![job], ..Wants::default() }))
+}
+
+/// `GET /api/stream?agent=<id>|all&job=<id>&events=<id>|all`: what the pages of one browser need,
+/// in one connection. Each parameter may be repeated.
+///
+/// # Errors
+/// 400 for a parameter that names nothing, or more than 64 of them.
+pub async fn page(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    request: Request<Body>,
+) -> Result<Response, Problem> {
+    let wants = wants(&app, request.uri().query().unwrap_or_default()).await?;
+    Ok(stream(&app, &actor, &request, wants))
+}
+
+async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
+    let mut wants = Wants::default();
+    let mut count = 0;
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        match (&*name, &*value) {
+            ("agent", "all") => wants.all_agents = true,
+            ("agent", value) => wants.agents.push(named("agent", value)?),
+            ("job", value) => wants.jobs.push(named("job", value)?),
+            ("events", "all") => wants.events = Some(crate::log::EventFilter::default()),
+            ("events", value) => {
+                let job: JobId = named("events", value)?;
+                // One id, of an agent or of a job: the log says which.
+                match crate::execute::read_job(&app.log, job).await? {
+                    Some(job) => wants.events_of_jobs.push(job.id),
+                    None => wants.events_of_agents.push(AgentId(job.0)),
+                }
+            }
+            _ => continue,
+        }
+        count += 1;
+    }
+    if count > WANTS_MAX {
+        return Err(Problem::bad_request(format!("at most {WANTS_MAX} things can be watched at once")));
+    }
+    if count == 0 {
+        return Err(Problem::bad_request("say what to watch: agent=, job= or events="));
+    }
+    Ok(wants)
+}
+
+fn named<T: FromStr>(name: &str, value: &str) -> Result<T, Problem> {
+    value.parse().map_err(|_| Problem::bad_request(format!("{name}={value} makes no sense")))
+}
+
+fn stream(app: &Arc<App>, actor: &Actor, request: &Request<Body>, wants: Wants) -> Response {
+    let since = since(request);
+    let subscription = Subscription::new(Arc::clone(app), wants, since);
+    respond(request, subscription, actor.expires_at)
+}
+
+/// Where a reader resumes. What is no cursor of any log counts as one of an unknown log.
+fn since(request: &Request<Body>) -> Option<Cursor> {
+    let header = request.headers().get("last-event-id").and_then(|value| value.to_str().ok());
+    let query = request.uri().query().unwrap_or_default();
+    let parameter = form_urlencoded::parse(query.as_bytes())
+        .find(|(name, _)| name == "since")
+        .map(|(_, value)| value.into_owned());
+    let text = header.map(str::to_owned).or(parameter).filter(|text| !text.is_empty())?;
+    let unknown = Cursor { epoch: 0, position: milepost_schemas::Position::START };
+    Some(text.parse().unwrap_or(unknown))
+}

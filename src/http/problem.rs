@@ -1,0 +1,153 @@
+//! Errors as `application/problem+json` (RFC 9457), each with a stable `type`.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::domain::agent::AgentRefusal;
+use crate::execute::ExecuteError;
+use crate::log::DatabaseError;
+
+/// When a client should come back after a 503, in seconds.
+const RETRY_AFTER_SECONDS: u64 = 2;
+
+/// An error answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    #[serde(flatten)]
+    more: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Problem {
+    /// An error of a kind, in words.
+    pub fn new(
+        status: StatusCode,
+        kind: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind: format!("urn:milepost:problem:{kind}"),
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            more: serde_json::Map::new(),
+        }
+    }
+
+    /// With a further field.
+    pub fn with(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
+        self.more.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// The status code.
+    pub fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).expect("it was made from one")
+    }
+
+    /// The words for people.
+    pub fn words(&self) -> (&'static str, &str) {
+        (self.title, &self.detail)
+    }
+
+    /// 400.
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad-request", "The request makes no sense", detail)
+    }
+
+    /// 401.
+    pub fn unauthorised(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorised", "Not authorised", detail)
+    }
+
+    /// 403.
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "Forbidden", detail)
+    }
+
+    /// 404.
+    pub fn not_found(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not-found", "Not found", format!("There is no such {what}"))
+    }
+
+    /// 413.
+    pub fn too_large(bytes_max: usize) -> Self {
+        let detail = format!("The body has more than {bytes_max} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Too large", detail)
+    }
+
+    /// 415.
+    pub fn not_json() -> Self {
+        let detail = "The content type is not application/json";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "Not JSON", detail)
+    }
+
+    /// 409.
+    pub fn conflict(kind: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, kind, "Conflict", detail)
+    }
+
+    /// 503: nothing was acknowledged; come back.
+    pub fn unavailable() -> Self {
+        let detail = "The log cannot be reached; nothing was acknowledged, try again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Unavailable", detail)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = serde_json::to_vec(&self).expect("a problem is plain data");
+        let mut response = (self.status(), body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<ExecuteError> for Problem {
+    fn from(error: ExecuteError) -> Self {
+        match error {
+            ExecuteError::UnknownJob => Self::not_found("job"),
+            ExecuteError::Job(refusal) => Self::conflict("job-status", refusal.to_string()),
+            ExecuteError::Agent(AgentRefusal::Unknown) => Self::not_found("agent"),
+            ExecuteError::Agent(refusal @ AgentRefusal::Busy(job)) => {
+                Self::conflict("agent-busy", refusal.to_string()).with("job_id", job.to_string())
+            }
+            ExecuteError::Agent(refusal @ AgentRefusal::Exists) => {
+                Self::conflict("agent-exists", refusal.to_string())
+            }
+            ExecuteError::Agent(refusal @ (AgentRefusal::Name | AgentRefusal::Region)) => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                Self::new(status, "refused", "The order is refused", refusal.to_string())
+            }
+            ExecuteError::Busy => Self::conflict("agent-busy", error.to_string()),
+            ExecuteError::Unavailable => Self::unavailable(),
+            ExecuteError::Database(error) => error.into(),
+            ExecuteError::Unreadable(why) => {
+                tracing::error!(why, "an event cannot be read");
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                Self::new(status, "unreadable", "An event cannot be read", why)
+            }
+        }
+    }
+}
+
+impl From<DatabaseError> for Problem {
+    fn from(error: DatabaseError) -> Self {
+        tracing::error!(error = &error as &dyn std::error::Error, "the database failed");
+        Self::unavailable()
+    }
+}

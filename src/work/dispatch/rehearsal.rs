@@ -1,0 +1,70 @@
+//! The rehearsal: a child process plays the workflow, with the same signed callbacks over real
+//! HTTP. It builds no server, and says so.
+
+use std::process::Stdio;
+
+use jiff::SignedDuration;
+use milepost_schemas::Metadata;
+use tokio::process::{Child, Command};
+
+use super::AttemptOrder;
+use crate::app::App;
+use crate::domain::JobCommand;
+use crate::execute;
+use crate::work::system;
+
+/// How long a job waits after its rehearsal could not be started.
+const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(10);
+
+/// The environment name of the secret a rehearsal signs with; never on its command line.
+pub const SECRET_VARIABLE: &str = "MILEPOST_CALLBACK_SECRET";
+
+/// Runs one attempt, and says so should it end without a word.
+pub async fn run(app: &App, order: AttemptOrder) {
+    let metadata = system(app, order.job_id);
+    let attempt = order.attempt;
+    let mut child = match start(app, &order) {
+        Ok(child) => child,
+        Err(error) => {
+            let reason = format!("The rehearsal could not be started: {error}");
+            let command = JobCommand::DispatchFailed { attempt, reason, delay: RETRY_AFTER };
+            return tell(app, &order, command, metadata).await;
+        }
+    };
+    let workflow_run_id = child.id().map(|pid| format!("rehearsal-{pid}"));
+    let command = JobCommand::Dispatched { attempt, workflow_run_id, run_url: None };
+    tell(app, &order, command, metadata.clone()).await;
+    let how = tokio::select! {
+        ended = child.wait() => match ended {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        },
+        // Dropping the child ends it.
+        () = app.shutdown.cancelled() => return,
+    };
+    tell(app, &order, JobCommand::RunEnded { attempt, how }, metadata).await;
+}
+
+fn start(app: &App, order: &AttemptOrder) -> std::io::Result<Child> {
+    let secret = app.config.callback_secrets.first().cloned().unwrap_or_default();
+    Command::new(std::env::current_exe()?)
+        .arg("rehearse")
+        .args(["--job", &order.job_id.to_string()])
+        .args(["--agent", &order.agent_id.to_string()])
+        .args(["--attempt", &order.attempt.to_string()])
+        .args(["--region", &order.region])
+        .args(["--callback-url", &format!("{}/api/webhooks/github", app.config.loopback_url())])
+        .env(SECRET_VARIABLE, secret)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+}
+
+async fn tell(app: &App, order: &AttemptOrder, command: JobCommand, metadata: Metadata) {
+    if let Err(error) = execute::to_job(app, order.job_id, command, metadata).await {
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(job = %order.job_id, error, "a dispatch could not be recorded");
+    }
+}

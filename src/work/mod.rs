@@ -1,0 +1,157 @@
+//! Work: takes what is due from the queue, has it dispatched, and sees deadlines through.
+//!
+//! One loop looks at whatever row is due: a queued job is claimed and dispatched; for the others
+//! the job itself decides whether a lease, a deadline or a retry is over. The claim is an event at
+//! the version that was read, so of two workers one is refused by the log itself.
+
+pub mod dispatch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use milepost_projections::{Job, JobStatus};
+use milepost_schemas::{JobId, Metadata};
+use tokio::sync::Semaphore;
+
+use crate::app::App;
+use crate::config::DISPATCHES_AT_ONCE;
+use crate::domain::job::deadline;
+use crate::domain::{JobAnswer, JobCommand};
+use crate::execute::{self, ExecuteError};
+use crate::log::DatabaseError;
+
+/// Rows looked at in one round.
+const ROUND_ROWS_MAX: i64 = 256;
+
+/// How often the queue is looked at when no event says that something was queued.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How long to wait after a round that failed.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
+
+/// A job whose deadline cannot be told yet is looked at again after this.
+const LOOK_AGAIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
+
+/// Starts the worker of this process; until shutdown.
+pub fn start(app: Arc<App>, worker: String) {
+    tokio::spawn(async move {
+        let shutdown = app.shutdown.clone();
+        let places = Arc::new(Semaphore::new(DISPATCHES_AT_ONCE));
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = run(app, worker, places) => {}
+        }
+    });
+}
+
+async fn run(app: Arc<App>, worker: String, places: Arc<Semaphore>) {
+    let mut head = app.log.feed().watch();
+    loop {
+        match round(&app, &worker, &places).await {
+            Ok(active) => {
+                app.metrics.jobs_active.set(active);
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the queue cannot be read");
+                tokio::time::sleep(AFTER_ERROR).await;
+            }
+        }
+        // A busy log wakes this at each commit: look no more often than a person would notice.
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        drop(tokio::time::timeout(POLL, head.changed()).await);
+    }
+}
+
+/// Looks at everything that is due; returns how many jobs have not ended.
+async fn round(
+    app: &Arc<App>,
+    worker: &str,
+    places: &Arc<Semaphore>,
+) -> Result<i64, DatabaseError> {
+    let now = app.clock.now();
+    let client = app.log.database().get().await?;
+    let statement = client
+        .prepare_cached(
+            "SELECT job_id, state FROM queue WHERE due_at <= $1 AND (state <> 'queued' OR $2) \
+             ORDER BY due_at LIMIT $3",
+        )
+        .await?;
+    let dispatches = app.config.dispatcher.name().is_some();
+    let rows = client.query(&statement, &[&now, &dispatches, &ROUND_ROWS_MAX]).await?;
+    let active = client.query_one("SELECT count(*) FROM queue", &[]).await?.get(0);
+    drop(client);
+    for row in rows {
+        let job = JobId(row.get(0));
+        let outcome = match row.get::<_, &str>(1) {
+            "queued" => match Arc::clone(places).try_acquire_owned() {
+                Ok(place) => dispatch::claim(app, job, worker, place).await,
+                Err(_) => continue,
+            },
+            _ => look(app, job, now).await,
+        };
+        if let Err(error) = outcome {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(%job, error, "a job cannot be looked at");
+        }
+    }
+    Ok(active)
+}
+
+/// Looks whether a job's lease, deadline or pause is over; where not, says when it will be.
+async fn look(app: &App, id: JobId, now: Timestamp) -> Result<(), ExecuteError> {
+    let outcome = execute::to_job(app, id, JobCommand::Tick, system(app, id)).await;
+    match outcome {
+        Ok(outcome) if outcome.answer == JobAnswer::Nothing => {
+            let Some(job) = execute::read_job(&app.log, id).await? else { return Ok(()) };
+            let due_at = match job.status {
+                JobStatus::Running => deadline(job.attempt(), now, &app.config.limits),
+                JobStatus::Dispatching => job
+                    .lease_until
+                    .unwrap_or_else(|| deadline(job.attempt(), now, &app.config.limits)),
+                JobStatus::RetryScheduled => job.run_after.unwrap_or(now),
+                JobStatus::Queued
+                | JobStatus::Succeeded
+                | JobStatus::Failed
+                | JobStatus::Cancelled => now + LOOK_AGAIN,
+            };
+            let client = app.log.database().get().await?;
+            client
+                .execute(
+                    "UPDATE queue SET due_at = $2 WHERE job_id = $1 AND due_at <= $3",
+                    &[&id.0, &due_at.max(now), &now],
+                )
+                .await
+                .map_err(DatabaseError::from)?;
+            Ok(())
+        }
+        Ok(_) | Err(ExecuteError::UnknownJob) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Looks at a job that somebody reads: a deadline is over when it is over, not when the sweeper
+/// comes by. Returns whether anything changed.
+///
+/// # Errors
+/// [`ExecuteError`] when the log cannot be written.
+pub async fn tick(app: &App, job: &Job) -> Result<bool, ExecuteError> {
+    let limits = &app.config.limits;
+    let decision =
+        crate::domain::job::decide(job, JobCommand::Tick, app.clock.now(), limits)?;
+    if decision.events.is_empty() {
+        return Ok(false);
+    }
+    let outcome = execute::to_job(app, job.id, JobCommand::Tick, system(app, job.id)).await?;
+    Ok(outcome.answer == JobAnswer::Applied)
+}
+
+/// The header of events that Milepost itself causes.
+fn system(app: &App, job: JobId) -> Metadata {
+    Metadata {
+        actor: "system:worker".to_owned(),
+        correlation_id: job.0,
+        causation_id: Some(format!("request:{}", app.clock.id())),
+        callback: None,
+    }
+}
