@@ -1,1 +1,3 @@
 //! Milepost.
+
+pub mod http;
