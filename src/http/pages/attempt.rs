@@ -8,7 +8,7 @@ use milepost_projections::steps::Progress;
 
 use super::Usual;
 use super::format::{Clock, Moment, between};
-use super::steps::{self, StepView, TRACK};
+use super::steps::{self, StepView};
 use super::words::{word, word_of};
 
 /// One attempt, ready to be written.
@@ -168,11 +168,6 @@ impl AttemptView {
     /// Whether any step is the one that failed.
     pub fn has_error(&self) -> bool {
         self.steps.iter().any(StepView::is_error)
-    }
-
-    /// The width of a full track.
-    pub fn track(&self) -> i64 {
-        TRACK
     }
 }
 

@@ -114,6 +114,7 @@ mod tests {
     use std::path::Path;
 
     use askama::Template;
+    use serde_json::json;
 
     use super::*;
 
@@ -159,6 +160,13 @@ mod tests {
         let folder = Path::new(&folder);
         for (name, page) in pages {
             write(&folder.join(format!("{name}.html")), page.as_bytes());
+        }
+        for (name, story) in samples::stories() {
+            let answers = json!({
+                "instance": story.answer(),
+                "job": story.job_answer(),
+            });
+            write(&folder.join(format!("{name}.json")), answers.to_string().as_bytes());
         }
         for name in assets::names() {
             let url = assets::url(name);

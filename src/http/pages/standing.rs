@@ -40,6 +40,8 @@ pub struct Standing {
     pub clock_word: &'static str,
     /// Since when, or how long until.
     pub clock: Clock,
+    /// What stands after it.
+    pub clock_after: &'static str,
 }
 
 /// What an agent and a job have in common.
@@ -114,6 +116,7 @@ impl Standing {
             attempt: String::new(),
             clock_word: word_of("clock", state),
             clock,
+            clock_after: word_of("after", state),
         }
     }
 

@@ -28,6 +28,8 @@ pub struct StepView {
     pub status_word: &'static str,
     /// When it began, in milliseconds since 1970.
     pub started_ms: Option<i64>,
+    /// How long it took, in milliseconds, once it has ended.
+    pub ended_after_ms: Option<i64>,
     /// How long it has taken.
     pub clock: Clock,
     /// What is usual, in words.
@@ -100,6 +102,7 @@ fn view(step: &Step, usual: Option<UsualDuration>, scale_ms: i64, now: Timestamp
         status: step.status.as_str(),
         status_word: word_of("step", step.status.as_str()),
         started_ms: step.started_at.map(Timestamp::as_millisecond),
+        ended_after_ms: step.duration_ms,
         clock,
         usual_text: usual.map(usual_text).unwrap_or_default(),
         p50_ms: usual.map(|usual| usual.p50_ms),
@@ -131,12 +134,12 @@ fn spent_ms(step: &Step, now: Timestamp) -> Option<i64> {
     }
 }
 
-/// The length of the track: holds every ended step and what is usual for all, and doubles when
-/// the step under way outgrows it, so that nothing moves from second to second.
+/// The length of the track: holds every ended step and what is usual for all with a tenth to
+/// spare, and doubles when the step under way outgrows it, so that nothing moves from second to second.
 fn scale_ms(steps: &[Step], usual: &Usual, now: Timestamp) -> i64 {
     let known = steps.iter().filter_map(|step| step.duration_ms);
     let usually = usual.iter().flatten().map(|usual| usual.p95_ms);
-    let mut scale = known.chain(usually).fold(SCALE_MIN_MS, i64::max);
+    let mut scale = known.chain(usually).fold(SCALE_MIN_MS, i64::max) * 11 / 10;
     let longest = steps.iter().filter_map(|step| spent_ms(step, now)).max().unwrap_or(0);
     while scale < longest {
         scale *= 2;

@@ -28,8 +28,9 @@ pub const WORDS: &[(&str, &str)] = &[
     ("clock.silent", "for"),
     ("clock.retry_scheduled", "in"),
     ("clock.succeeded", "for"),
-    ("clock.failed", "since"),
-    ("clock.cancelled", "since"),
+    // What stands after it.
+    ("after.failed", "ago"),
+    ("after.cancelled", "ago"),
     // The status of a step.
     ("step.pending", "not reached"),
     ("step.active", "under way"),
