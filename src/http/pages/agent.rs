@@ -6,7 +6,7 @@ use milepost_schemas::AgentId;
 
 use super::attempt::AttemptView;
 use super::event_row::{EventList, EventsView};
-use super::standing::{SILENT_AFTER_MS, Standing};
+use super::standing::Standing;
 use super::{Actions, Fact, Frame, Usual};
 
 /// `GET /agents/{id}`.
@@ -60,10 +60,6 @@ impl AgentPage {
             events: EventsView::new(events, now),
             frame,
         }
-    }
-
-    fn silent_after_ms(&self) -> i64 {
-        SILENT_AFTER_MS
     }
 }
 

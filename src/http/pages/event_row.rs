@@ -171,10 +171,6 @@ impl EventsView {
         }
     }
 
-    fn summary_fields(&self) -> String {
-        SUMMARY_FIELDS.join(" ")
-    }
-
     /// The position of the oldest event shown.
     fn oldest(&self) -> u64 {
         self.rows.last().map_or(0, |view| view.row.position)

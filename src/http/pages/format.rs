@@ -22,15 +22,12 @@ pub fn duration(ms: i64) -> String {
 /// `1 minute 12 seconds`, for ears.
 pub fn spoken(ms: i64) -> String {
     let seconds = ms.max(0) / SECOND_MS;
-    let parts: Vec<String> = [
-        (seconds / HOUR_S, "hour"),
-        (seconds % HOUR_S / 60, "minute"),
-        (seconds % 60, "second"),
-    ]
-    .into_iter()
-    .filter(|(count, _)| *count > 0)
-    .map(|(count, unit)| format!("{count} {unit}{}", if count == 1 { "" } else { "s" }))
-    .collect();
+    let parts: Vec<String> =
+        [(seconds / HOUR_S, "hour"), (seconds % HOUR_S / 60, "minute"), (seconds % 60, "second")]
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, unit)| format!("{count} {unit}{}", if count == 1 { "" } else { "s" }))
+            .collect();
     if parts.is_empty() { "0 seconds".into() } else { parts.join(" ") }
 }
 
@@ -156,13 +153,10 @@ mod tests {
 
     #[test]
     fn numbers_stand_in_threes() {
-        assert_eq!([0, 999, 1000, 18_234, 1_234_567].map(number), [
-            "0",
-            "999",
-            "1,000",
-            "18,234",
-            "1,234,567"
-        ]);
+        assert_eq!(
+            [0, 999, 1000, 18_234, 1_234_567].map(number),
+            ["0", "999", "1,000", "18,234", "1,234,567"]
+        );
     }
 
     #[test]

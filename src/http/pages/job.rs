@@ -7,7 +7,7 @@ use milepost_projections::answers::JobAnswer;
 use super::attempt::AttemptView;
 use super::event_row::{EventList, EventsView};
 use super::format::full;
-use super::standing::{SILENT_AFTER_MS, Standing};
+use super::standing::Standing;
 use super::{Actions, Fact, Frame, Usual};
 
 /// `GET /jobs/{id}`.
@@ -52,10 +52,6 @@ impl JobPage {
             events: EventsView::new(events, now),
             frame,
         }
-    }
-
-    fn silent_after_ms(&self) -> i64 {
-        SILENT_AFTER_MS
     }
 }
 

@@ -62,18 +62,6 @@ pub struct Frame {
 }
 
 impl Frame {
-    fn asset(&self, name: &str) -> String {
-        assets::url(name)
-    }
-
-    fn sheets(&self) -> [String; assets::SHEETS.len()] {
-        assets::SHEETS.map(assets::url)
-    }
-
-    fn words(&self) -> &'static [(&'static str, &'static str)] {
-        words::WORDS
-    }
-
     fn now_ms(&self) -> i64 {
         self.now.as_millisecond()
     }

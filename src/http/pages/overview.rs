@@ -10,9 +10,9 @@ use milepost_schemas::{AgentId, Position};
 use uuid::Uuid;
 
 use super::format::{Moment, number};
-use super::standing::{GROUPS, SILENT_AFTER_MS, Standing};
+use super::standing::{GROUPS, Standing};
 use super::steps::{self, StepView};
-use super::{Frame, REGIONS, Usual};
+use super::{Frame, Usual};
 
 /// `GET /`.
 #[derive(Clone, Debug, Template)]
@@ -69,14 +69,6 @@ impl OverviewPage {
 
     fn is_empty(&self) -> bool {
         self.groups.iter().all(|group| group.rows.is_empty())
-    }
-
-    fn regions(&self) -> [&'static str; 5] {
-        REGIONS
-    }
-
-    fn silent_after_ms(&self) -> i64 {
-        SILENT_AFTER_MS
     }
 }
 

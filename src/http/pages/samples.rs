@@ -11,8 +11,8 @@ use milepost_schemas::event::{
     WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
 };
 use milepost_schemas::{
-    AgentId, Attempt, CallbackEvidence, Event, InstanceId, JobId, Metadata, Position, SignatureForm,
-    StreamId,
+    AgentId, Attempt, CallbackEvidence, Event, InstanceId, JobId, Metadata, Position,
+    SignatureForm, StreamId,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -29,9 +29,8 @@ pub fn now() -> Timestamp {
 
 /// A history of 200 jobs: queued 0:02, creating 0:41, installing 1:30, configuring 0:55.
 pub fn usual() -> Usual {
-    [(2, 5), (41, 62), (90, 130), (55, 95), (1, 2)].map(|(p50, p95)| {
-        Some(UsualDuration { p50_ms: p50 * 1000, p95_ms: p95 * 1000 })
-    })
+    [(2, 5), (41, 62), (90, 130), (55, 95), (1, 2)]
+        .map(|(p50, p95)| Some(UsualDuration { p50_ms: p50 * 1000, p95_ms: p95 * 1000 }))
 }
 
 /// What stands around every sample.
@@ -75,7 +74,7 @@ impl Story {
             attempt: Attempt::FIRST,
         };
         let (name, region) = (name.into(), region.into());
-        story.tell(ago, AgentCreated { agent_id: story.agent(), name, region }.into());
+        story.tell(ago, &Event::from(AgentCreated { agent_id: story.agent(), name, region }));
         story
     }
 
@@ -95,7 +94,7 @@ impl Story {
         InstanceId(self.uuid(3))
     }
 
-    fn tell(&mut self, ago: i64, event: Event) {
+    fn tell(&mut self, ago: i64, event: &Event) {
         self.position += 1;
         let at = now() - SignedDuration::from_secs(ago);
         let signed = matches!(
@@ -128,7 +127,7 @@ impl Story {
             version: self.rows.len() as u32 + 1,
             recorded_at: at,
             delivery_id: None,
-            event: &event,
+            event,
         };
         self.board.fold(&recorded);
         let place = Place {
@@ -138,7 +137,7 @@ impl Story {
             version: recorded.version,
             recorded_at: at,
         };
-        let data = serde_json::to_value(&event).unwrap();
+        let data = serde_json::to_value(event).unwrap();
         self.rows.push(EventRow::new(place, event.event_type().name(), &data, &metadata));
     }
 
@@ -148,15 +147,25 @@ impl Story {
         let region = self.board.agent.as_ref().unwrap().region.clone();
         self.tell(
             ago,
-            ProvisioningRequested { agent_id, job_id, instance_id, region: region.clone() }.into(),
+            &Event::from(ProvisioningRequested {
+                agent_id,
+                job_id,
+                instance_id,
+                region: region.clone(),
+            }),
         );
         self.tell(
             ago,
-            InstanceRequested { instance_id, agent_id, job_id, region: region.clone() }.into(),
+            &Event::from(InstanceRequested {
+                instance_id,
+                agent_id,
+                job_id,
+                region: region.clone(),
+            }),
         );
         self.tell(
             ago,
-            JobQueued {
+            &Event::from(JobQueued {
                 job_id,
                 job_type: "provision_agent".into(),
                 agent_id,
@@ -164,8 +173,7 @@ impl Story {
                 region,
                 max_attempts: 4,
                 retry_of: None,
-            }
-            .into(),
+            }),
         );
         self
     }
@@ -175,15 +183,14 @@ impl Story {
         let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
         self.tell(
             ago,
-            WorkflowDispatchRequested {
+            &Event::from(WorkflowDispatchRequested {
                 job_id,
                 agent_id,
                 attempt,
                 dispatcher: "github".into(),
                 locked_by: "milepost-1".into(),
                 lease_until: now(),
-            }
-            .into(),
+            }),
         );
         self
     }
@@ -195,7 +202,7 @@ impl Story {
         let run_after = now() + SignedDuration::from_secs(42);
         self.tell(
             ago,
-            WorkflowDispatchFailed { job_id, agent_id, attempt, reason, run_after }.into(),
+            &Event::from(WorkflowDispatchFailed { job_id, agent_id, attempt, reason, run_after }),
         );
         self
     }
@@ -207,18 +214,22 @@ impl Story {
         let url = format!("https://github.example/runs/{run}");
         self.tell(
             ago + 1,
-            WorkflowDispatched {
+            &Event::from(WorkflowDispatched {
                 job_id,
                 agent_id,
                 attempt,
                 workflow_run_id: Some(run.clone()),
                 run_url: Some(url),
-            }
-            .into(),
+            }),
         );
         self.tell(
             ago,
-            ProvisioningStarted { job_id, agent_id, attempt, workflow_run_id: Some(run) }.into(),
+            &Event::from(ProvisioningStarted {
+                job_id,
+                agent_id,
+                attempt,
+                workflow_run_id: Some(run),
+            }),
         );
         self
     }
@@ -228,14 +239,13 @@ impl Story {
         let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
         self.tell(
             ago,
-            ProvisioningStepRecorded {
+            &Event::from(ProvisioningStepRecorded {
                 job_id,
                 agent_id,
                 attempt,
                 step: step.into(),
                 metadata: Some(json!({ "duration": 41 })),
-            }
-            .into(),
+            }),
         );
         self
     }
@@ -243,7 +253,7 @@ impl Story {
     /// The workflow says it lives.
     pub fn beat(mut self, ago: i64) -> Self {
         let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
-        self.tell(ago, HeartbeatRecorded { job_id, agent_id, attempt }.into());
+        self.tell(ago, &Event::from(HeartbeatRecorded { job_id, agent_id, attempt }));
         self
     }
 
@@ -252,7 +262,7 @@ impl Story {
         let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
         self.tell(
             ago,
-            JobFailed {
+            &Event::from(JobFailed {
                 job_id,
                 agent_id,
                 attempt,
@@ -266,13 +276,12 @@ impl Story {
                     attempt: attempt.next(),
                     run_after: now() + SignedDuration::from_secs(seconds),
                 }),
-            }
-            .into(),
+            }),
         );
         if retry_in.is_none() {
             self.tell(
                 ago,
-                ProvisioningEnded { agent_id, job_id, outcome: Outcome::Failed }.into(),
+                &Event::from(ProvisioningEnded { agent_id, job_id, outcome: Outcome::Failed }),
             );
         }
         self
@@ -282,7 +291,7 @@ impl Story {
     pub fn retried(mut self, ago: i64) -> Self {
         self.attempt = self.attempt.next();
         let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
-        self.tell(ago, JobRetried { job_id, agent_id, attempt }.into());
+        self.tell(ago, &Event::from(JobRetried { job_id, agent_id, attempt }));
         self
     }
 
@@ -300,9 +309,12 @@ impl Story {
         } else {
             ["server_id", "server_ip", "tailscale_ip"].map(String::from).to_vec()
         };
-        self.tell(ago, JobSucceeded { job_id, agent_id, attempt }.into());
-        self.tell(ago, InstanceStarted { instance_id, agent_id, job_id, server, missing }.into());
-        self.tell(ago, AgentActivated { agent_id, job_id, instance_id }.into());
+        self.tell(ago, &Event::from(JobSucceeded { job_id, agent_id, attempt }));
+        self.tell(
+            ago,
+            &Event::from(InstanceStarted { instance_id, agent_id, job_id, server, missing }),
+        );
+        self.tell(ago, &Event::from(AgentActivated { agent_id, job_id, instance_id }));
         self
     }
 
@@ -311,16 +323,18 @@ impl Story {
         let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
         self.tell(
             ago,
-            JobCancelled {
+            &Event::from(JobCancelled {
                 job_id,
                 agent_id,
                 attempt,
                 cancelled_by: "night@example.org".into(),
                 reason: Some("wrong region".into()),
-            }
-            .into(),
+            }),
         );
-        self.tell(ago, ProvisioningEnded { agent_id, job_id, outcome: Outcome::Cancelled }.into());
+        self.tell(
+            ago,
+            &Event::from(ProvisioningEnded { agent_id, job_id, outcome: Outcome::Cancelled }),
+        );
         self
     }
 
@@ -418,7 +432,10 @@ pub fn stories() -> Vec<(&'static str, Story)> {
                 .step(273_601, "ansible_complete")
                 .done(273_600, true),
         ),
-        ("running-unnamed", order(10, "bela-prod-9", 7800).claimed(7799).started(7798).done(7509, false)),
+        (
+            "running-unnamed",
+            order(10, "bela-prod-9", 7800).claimed(7799).started(7798).done(7509, false),
+        ),
         (
             "retrying",
             order(11, "juno-prod-2", 400)
@@ -446,7 +463,11 @@ pub fn stories() -> Vec<(&'static str, Story)> {
         ),
         (
             "overdue",
-            order(15, "nils-stage-8", 320).claimed(319).started(318).step(270, "vm_created").beat(20),
+            order(15, "nils-stage-8", 320)
+                .claimed(319)
+                .started(318)
+                .step(270, "vm_created")
+                .beat(20),
         ),
         (
             "cancelled",

@@ -7,9 +7,9 @@ use milepost_projections::board::InstanceStatus;
 use milepost_projections::usual::UsualDuration;
 use milepost_projections::{JobStatus, Step, StepStatus};
 
+use super::Usual;
 use super::format::{Clock, between};
 use super::words::word_of;
-use super::Usual;
 
 /// A running workflow sends a heartbeat a minute; after three missed ones somebody should look.
 pub const SILENT_AFTER_MS: i64 = 180_000;
@@ -132,12 +132,10 @@ impl Standing {
             .zip(began)
             .is_some_and(|(usual, began)| between(began, now) > overdue_after_ms(usual));
         let state = match facts.status {
-            JobStatus::Succeeded | JobStatus::Failed | JobStatus::Cancelled => facts.status.as_str(),
-            JobStatus::RetryScheduled => "retry_scheduled",
             JobStatus::Queued if facts.waiting => "waiting",
             JobStatus::Queued | JobStatus::Dispatching | JobStatus::Running if late => "overdue",
             JobStatus::Running if between(facts.updated_at, now) > SILENT_AFTER_MS => "silent",
-            JobStatus::Queued | JobStatus::Dispatching | JobStatus::Running => facts.status.as_str(),
+            status => status.as_str(),
         };
         let ended = step.and_then(|step| step.finished_at);
         let clock = match (state, facts.retry_at) {

@@ -4,10 +4,10 @@ use jiff::Timestamp;
 use milepost_projections::usual::UsualDuration;
 use milepost_projections::{Step, StepStatus};
 
+use super::Usual;
 use super::format::{Clock, between, duration, spoken};
 use super::standing::overdue_after_ms;
 use super::words::word_of;
-use super::Usual;
 
 /// The width of a full track, in the units of its drawing.
 pub const TRACK: i64 = 1000;

@@ -71,6 +71,7 @@ class Follow extends HTMLElement {
       attribute(form, "action", `/jobs/${instance.job_id}/${form.dataset.jobAction}`);
     }
     const link = slot(this, "job");
+    link.hidden = false;
     attribute(link, "href", `/jobs/${instance.job_id}`);
     text(link.firstElementChild, instance.job_id);
     this.querySelector(".attempts").replaceChildren();

@@ -45,6 +45,7 @@ let link = { state: "connecting", caughtUp: 0, nextTry: 0 };
 let leading = false;
 let release = () => {};
 let source = null;
+let openedAt = 0;
 let tabs = new Map();
 let opened = "";
 let failures = 0;
@@ -82,7 +83,7 @@ function post(message) {
 
 function start() {
   link = { state: "connecting", caughtUp: 0, nextTry: 0 };
-  heardAt = leaderAt = Date.now();
+  leaderAt = Date.now();
   if (!canShare) return lead();
   sayWants();
   requestLead({});
@@ -149,7 +150,7 @@ function open() {
   opened = topics.join();
   const since = Math.min(seen, ...[...tabs.values()].map((tab) => tab.since));
   setLink({ state: "connecting", caughtUp: 0 });
-  heardAt = Math.max(heardAt, Date.now() - SILENCE_MS / 2);
+  openedAt = Date.now();
   const mine = new EventSource(`${STREAM}?${topics.join("&")}&since=${epoch}-${since}`);
   source = mine;
   for (const event of EVENTS) {
@@ -236,9 +237,8 @@ function begunAnew({ epoch: other }) {
 /** Looks after the connection: in time when it falls silent, at once when the tab or the network
     comes back. */
 function watch() {
-  const silent = Date.now() - heardAt > SILENCE_MS;
   if (leading) {
-    if (source && silent) fail();
+    if (source && Date.now() - Math.max(heardAt, openedAt) > SILENCE_MS) fail();
   } else if (canShare && !document.hidden && Date.now() - leaderAt > LEADER_DEAD_MS) {
     leaderAt = Date.now();
     requestLead({ steal: true });
@@ -284,6 +284,7 @@ class Stream extends HTMLElement {
     const [loaded] = performance.getEntriesByType("navigation");
     const age = performance.now() - (loaded?.responseStart ?? performance.now());
     learnTime(Number(this.dataset.now) + age);
+    heardAt = Date.now() - age;
     this.#timers = [
       setInterval(() => document.hidden || this.show(), 1000),
       setInterval(watch, 1000),
@@ -334,7 +335,7 @@ class Stream extends HTMLElement {
     const login = slot(this, "log-in");
     if (login) {
       login.hidden = state !== "signed-out";
-      login.href = `/login?next=${encodeURIComponent(location.pathname)}`;
+      login.href = `/login?next=${encodeURIComponent(location.pathname + location.search)}`;
     }
     this.#tell(state);
   }
