@@ -1,11 +1,221 @@
-//! Pages.
-use std::sync::Arc;
-use axum::Router;
-use crate::app::App;
-use crate::http::problem::Problem;
+//! The pages people read.
+//!
+//! A page is a struct, its template, and a constructor from plain data; no handler, no clock and
+//! no I/O. Each page is whole without scripts. With them, the custom elements of `assets/` follow
+//! the stream and fill the same markup: what changes has a `data-slot`, words come from the table
+//! of [`words`], and what can appear later is rendered once into a `<template>`.
 
-/// Their routes.
-pub fn routes() -> Router<Arc<App>> { Router::new() }
+pub mod agent;
+pub mod assets;
+pub mod attempt;
+pub mod event_row;
+pub mod format;
+pub mod job;
+pub mod login;
+pub mod overview;
+pub mod problem;
+#[cfg(test)]
+pub mod samples;
+pub mod standing;
+pub mod steps;
+pub mod words;
 
-/// 404.
-pub async fn not_found() -> Problem { Problem::not_found("page") }
+use jiff::Timestamp;
+use milepost_projections::steps::COUNT;
+use milepost_projections::usual::UsualDuration;
+
+pub use agent::AgentPage;
+pub use event_row::{EventList, EventRow, Place};
+pub use job::JobPage;
+pub use login::LoginPage;
+pub use overview::OverviewPage;
+pub use problem::ProblemPage;
+
+/// What is usual for each step.
+pub type Usual = [Option<UsualDuration>; COUNT];
+
+/// The regions the form of a new agent offers.
+pub const REGIONS: [&str; 5] = ["us-east", "us-west", "eu-central", "eu-west", "eu-north"];
+
+/// The policy every page is written for: no inline script or style, nothing from elsewhere.
+pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; \
+    style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; \
+    frame-ancestors 'none'; base-uri 'none'";
+
+/// What every page has around it.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// The page's title.
+    pub title: String,
+    /// The e-mail address of who is signed in.
+    pub account: Option<String>,
+    /// The log's epoch.
+    pub epoch: i64,
+    /// The position of the log the page was rendered at.
+    pub position: u64,
+    /// The time it was rendered at.
+    pub now: Timestamp,
+    /// Whether attempts are only played.
+    pub rehearsal: bool,
+    /// The hidden field `csrf` of every form.
+    pub csrf: String,
+}
+
+impl Frame {
+    fn now_ms(&self) -> i64 {
+        self.now.as_millisecond()
+    }
+
+    fn time(&self) -> String {
+        format::time(self.now, self.now)
+    }
+
+    fn position_text(&self) -> String {
+        format::number(self.position)
+    }
+}
+
+/// What the forms at the head of an agent or a job act on.
+#[derive(Clone, Debug)]
+struct Actions {
+    agent: String,
+    job: String,
+    again: bool,
+}
+
+/// One line of a list of facts; empty until the fact is known.
+#[derive(Clone, Debug)]
+struct Fact {
+    key: &'static str,
+    label: &'static str,
+    value: String,
+}
+
+impl Fact {
+    fn new(key: &'static str, label: &'static str, value: String) -> Self {
+        Self { key, label, value }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use askama::Template;
+    use serde_json::json;
+
+    use super::*;
+
+    fn all() -> Vec<(String, String)> {
+        let mut pages = vec![
+            ("overview".into(), OverviewPage::sample(false).render().unwrap()),
+            ("overview-empty".into(), OverviewPage::sample(true).render().unwrap()),
+            ("login".into(), LoginPage::sample(false).render().unwrap()),
+            ("login-refused".into(), LoginPage::sample(true).render().unwrap()),
+        ];
+        for status in [400, 403, 404, 409, 429, 500, 503] {
+            let page = ProblemPage::sample(status).render().unwrap();
+            pages.push((format!("problem-{status}"), page));
+        }
+        for (name, story) in samples::stories() {
+            pages.push((format!("agent-{name}"), story.agent_page().render().unwrap()));
+            if let Some(page) = story.job_page() {
+                pages.push((format!("job-{name}"), page.render().unwrap()));
+            }
+        }
+        pages
+    }
+
+    /// The steps of a page: `data-step` and `data-status` of each element that has either.
+    fn steps(page: &str) -> Vec<(String, String)> {
+        let value = |tag: &str, name: &str| {
+            let start = tag.find(&format!("{name}=\""))? + name.len() + 2;
+            Some(tag[start..].split('"').next()?.to_owned())
+        };
+        page.split('<')
+            .filter(|tag| tag.contains("data-step=") || tag.contains("data-status="))
+            .map(|tag| (value(tag, "data-step").unwrap(), value(tag, "data-status").unwrap()))
+            .collect()
+    }
+
+    /// Where `MILEPOST_SAMPLES` names a folder, every sample is written there to be looked at.
+    fn write(pages: &[(String, String)]) {
+        let Some(folder) = std::env::var_os("MILEPOST_SAMPLES") else { return };
+        let write = |path: &Path, bytes: &[u8]| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        };
+        let folder = Path::new(&folder);
+        for (name, page) in pages {
+            write(&folder.join(format!("{name}.html")), page.as_bytes());
+        }
+        for (name, story) in samples::stories() {
+            let answers = json!({
+                "instance": story.answer(),
+                "job": story.job_answer(),
+            });
+            write(&folder.join(format!("{name}.json")), answers.to_string().as_bytes());
+        }
+        for name in assets::names() {
+            let url = assets::url(name);
+            let asset = assets::get(url.strip_prefix("/assets/").unwrap()).unwrap();
+            write(&folder.join(&url[1..]), asset.bytes);
+        }
+    }
+
+    #[test]
+    fn every_page_renders_in_every_state() {
+        let pages = all();
+        write(&pages);
+        for (name, page) in &pages {
+            assert!(page.starts_with("<!doctype html>"), "{name}");
+            assert!(!page.contains("<script>"), "{name}: a script in the markup");
+            assert!(!page.contains("alert('"), "{name}: an error was not escaped");
+            assert!(!page.contains(" style="), "{name}: a style attribute");
+            assert!(!page.contains("javascript:"), "{name}");
+            let forms = page.matches("method=\"post\"").count();
+            let tokens = page.matches("name=\"csrf\" value=\"sample-csrf\"").count();
+            assert_eq!(forms, tokens, "{name}: a form without its token");
+            let steps = steps(page);
+            assert_eq!(steps.len() % 5, 0, "{name}");
+            for (step, status) in steps {
+                assert!(milepost_projections::steps::IDS.contains(&step.as_str()), "{name}");
+                let statuses = ["pending", "active", "completed", "error"];
+                assert!(statuses.contains(&status.as_str()), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_story_stands_in_one_group_of_the_overview() {
+        let page = OverviewPage::sample(false).render().unwrap();
+        for (name, story) in samples::stories() {
+            let row = format!("id=\"agent-{}\"", story.answer().agent.id);
+            assert_eq!(page.matches(&row).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_page_shows_the_steps_of_its_agent() {
+        let stories = samples::stories();
+        let (_, story) = stories.iter().find(|(name, _)| *name == "second-attempt").unwrap();
+        let page = story.agent_page().render().unwrap();
+        let words: Vec<_> = steps(&page)[..5].iter().map(|(_, status)| status.clone()).collect();
+        assert_eq!(words, ["completed", "completed", "completed", "active", "pending"]);
+        assert!(page.contains("attempt 2 of 4"));
+        assert!(page.contains("role=\"progressbar\" aria-label=\"Configuring Agent\""));
+        assert!(page.contains("usually 0:55, 95\u{a0}% under 1:35"));
+    }
+
+    #[test]
+    fn every_state_has_its_words() {
+        for (_, _, states) in standing::GROUPS {
+            for state in states {
+                assert_ne!(words::word_of("state", state), "", "{state}");
+            }
+        }
+        for status in ["pending", "active", "completed", "error"] {
+            assert_ne!(words::word_of("step", status), "", "{status}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! One attempt of a job: its five steps, its error at the step where it happened, and what
+//! happens next.
+
+use askama::Template;
+use jiff::Timestamp;
+use milepost_projections::answers::{AttemptAnswer, InstanceAnswer, JobAnswer};
+use milepost_projections::steps::Progress;
+
+use super::Usual;
+use super::format::{Clock, Moment, between};
+use super::steps::{self, StepView};
+use super::words::{word, word_of};
+
+/// One attempt, ready to be written.
+#[derive(Clone, Debug, Template)]
+#[template(path = "parts/attempt.html")]
+pub struct AttemptView {
+    /// Its number; 0 for the steps of an agent that has no job.
+    pub number: u32,
+    /// Its status: a key of the `attempt` words.
+    pub status: &'static str,
+    /// That status in a word.
+    pub word: &'static str,
+    /// Shown unfolded: the attempt under way, to come, or last.
+    pub current: bool,
+    /// The failed step and its code, for the folded line.
+    pub brief: String,
+    /// Who runs it.
+    pub dispatcher: String,
+    /// What to call its run.
+    pub run: String,
+    /// Where a person can look at it.
+    pub run_url: Option<String>,
+    /// When it was first heard of.
+    pub started: Moment,
+    /// How long it has taken.
+    pub clock: Clock,
+    /// The last step the workflow posted.
+    pub current_step: String,
+    /// Why it waits.
+    pub waiting: String,
+    /// Until when it waits.
+    pub waiting_clock: Clock,
+    /// The five steps.
+    pub steps: Vec<StepView>,
+    /// What failed.
+    pub failure: Failure,
+}
+
+/// The error of an attempt.
+#[derive(Clone, Debug, Default, Template)]
+#[template(path = "parts/failure.html")]
+pub struct Failure {
+    /// Whether there is one; otherwise this is the space for it.
+    pub present: bool,
+    /// A stable code.
+    pub code: String,
+    /// The phase that failed.
+    pub phase: String,
+    /// The tool's last words.
+    pub message: String,
+    /// Whether words before those were cut off.
+    pub truncated: bool,
+    /// A server that may be left over.
+    pub server: String,
+    /// What happens next.
+    pub next: &'static str,
+    /// When.
+    pub next_clock: Clock,
+}
+
+impl AttemptView {
+    /// The attempts of a job, the newest first.
+    pub fn all(job: &JobAnswer, usual: &Usual, now: Timestamp) -> Vec<Self> {
+        let last = job.timeline.len().saturating_sub(1);
+        let mut views: Vec<_> = job
+            .timeline
+            .iter()
+            .enumerate()
+            .map(|(index, attempt)| {
+                let mut view = Self::of(attempt, index == last, usual, now);
+                if index == last {
+                    view.waiting = job.waiting_because.clone().unwrap_or_default();
+                    view.waiting_clock = job
+                        .run_after
+                        .filter(|_| job.waiting_because.is_some())
+                        .map(|at| Clock::down(at, now))
+                        .unwrap_or_default();
+                    view.failure.truncated = job.error_truncated;
+                }
+                view
+            })
+            .collect();
+        views.reverse();
+        views
+    }
+
+    /// The steps of an agent, where its job is not at hand.
+    pub fn of_agent(answer: &InstanceAnswer, usual: &Usual, now: Timestamp) -> Self {
+        let mut view = Self::blank();
+        view.current = true;
+        view.steps = steps::views(&answer.steps, usual, now);
+        if let Some(instance) = &answer.instance {
+            view.number = instance.attempt;
+            view.current_step = instance.current_step.clone().unwrap_or_default();
+        }
+        view
+    }
+
+    /// The markup scripts copy for an attempt that has not been rendered.
+    pub fn blank_with(usual: &Usual, now: Timestamp) -> Self {
+        let mut view = Self::blank();
+        view.steps = steps::views(&Progress::none(), usual, now);
+        view
+    }
+
+    fn blank() -> Self {
+        Self {
+            number: 0,
+            status: "queued",
+            word: "",
+            current: false,
+            brief: String::new(),
+            dispatcher: String::new(),
+            run: String::new(),
+            run_url: None,
+            started: Moment::default(),
+            clock: Clock::default(),
+            current_step: String::new(),
+            waiting: String::new(),
+            waiting_clock: Clock::default(),
+            steps: Vec::new(),
+            failure: Failure::default(),
+        }
+    }
+
+    fn of(attempt: &AttemptAnswer, current: bool, usual: &Usual, now: Timestamp) -> Self {
+        let steps = steps::views(&attempt.steps, usual, now);
+        let failed_at = steps.iter().find(|step| step.is_error()).map(|step| step.label);
+        let clock = match (attempt.started_at, attempt.finished_at) {
+            (Some(from), Some(to)) => Clock::fixed(between(from, to), Some(from)),
+            (Some(from), None) => Clock::up(from, now),
+            (None, _) => Clock::default(),
+        };
+        Self {
+            number: attempt.attempt,
+            status: attempt.status,
+            word: word_of("attempt", attempt.status),
+            current,
+            brief: [failed_at, attempt.error_code.as_deref()]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join(" · "),
+            dispatcher: attempt.dispatcher.clone().unwrap_or_default(),
+            run: attempt.workflow_run_id.clone().unwrap_or_default(),
+            run_url: attempt.run_url.clone().filter(|url| is_web(url)),
+            started: attempt.started_at.map(|at| Moment::of(at, now)).unwrap_or_default(),
+            clock,
+            current_step: attempt.current_step.clone().unwrap_or_default(),
+            waiting: String::new(),
+            waiting_clock: Clock::default(),
+            steps,
+            failure: Failure::of(attempt, current, now),
+        }
+    }
+
+    /// Whether any step is the one that failed.
+    pub fn has_error(&self) -> bool {
+        self.steps.iter().any(StepView::is_error)
+    }
+}
+
+impl Failure {
+    fn of(attempt: &AttemptAnswer, current: bool, now: Timestamp) -> Self {
+        let Some(code) = &attempt.error_code else { return Self::default() };
+        let (next, next_clock) = match attempt.retry_at {
+            _ if !current => (word("next.followed"), Clock::default()),
+            Some(at) => (word("next.retry"), Clock::down(at, now)),
+            None if attempt.status == "cancelled" => (word("next.cancelled"), Clock::default()),
+            None => (word("next.none"), Clock::default()),
+        };
+        Self {
+            present: true,
+            code: code.clone(),
+            phase: attempt.failed_step.clone().unwrap_or_default(),
+            message: attempt.error_message.clone().unwrap_or_default(),
+            truncated: false,
+            server: attempt.server_id.clone().unwrap_or_default(),
+            next,
+            next_clock,
+        }
+    }
+}
+
+/// Only such addresses become links; `javascript:` and the like stay words.
+fn is_web(url: &str) -> bool {
+    url.starts_with("https://") || url.starts_with("http://")
+}

@@ -1,0 +1,75 @@
+//! One job: its attempts, the newest first, and every event of its stream.
+
+use askama::Template;
+use jiff::Timestamp;
+use milepost_projections::answers::JobAnswer;
+
+use super::attempt::AttemptView;
+use super::event_row::{EventList, EventsView};
+use super::format::full;
+use super::standing::Standing;
+use super::{Actions, Fact, Frame, Usual};
+
+/// `GET /jobs/{id}`.
+#[derive(Clone, Debug, Template)]
+#[template(path = "job.html")]
+pub struct JobPage {
+    frame: Frame,
+    agent_name: String,
+    job_type: String,
+    max_attempts: u32,
+    standing: Standing,
+    actions: Actions,
+    attempts: Vec<AttemptView>,
+    blank: AttemptView,
+    facts: Vec<Fact>,
+    events: EventsView,
+}
+
+impl JobPage {
+    /// The page for that job.
+    pub fn new(
+        frame: Frame,
+        agent_name: String,
+        job: &JobAnswer,
+        usual: &Usual,
+        events: EventList,
+    ) -> Self {
+        let now = frame.now;
+        Self {
+            agent_name,
+            job_type: job.job_type.clone(),
+            max_attempts: job.max_attempts,
+            standing: Standing::of_job(job, usual, now),
+            actions: Actions {
+                agent: job.agent_id.to_string(),
+                job: job.id.to_string(),
+                again: false,
+            },
+            attempts: AttemptView::all(job, usual, now),
+            blank: AttemptView::blank_with(usual, now),
+            facts: facts(job),
+            events: EventsView::new(events, now),
+            frame,
+        }
+    }
+}
+
+fn facts(job: &JobAnswer) -> Vec<Fact> {
+    let at = |at: Option<Timestamp>| at.map(full).unwrap_or_default();
+    vec![
+        Fact::new("job", "Job", job.id.to_string()),
+        Fact::new("region", "Region", job.region.clone()),
+        Fact::new("queued-at", "Queued", full(job.created_at)),
+        Fact::new("started-at", "Began", at(job.started_at)),
+        Fact::new("finished-at", "Ended", at(job.finished_at)),
+        Fact::new("run-after", "Not before", at(job.run_after)),
+        Fact::new("locked-by", "Held by", job.locked_by.clone().unwrap_or_default()),
+        Fact::new("cancelled-by", "Cancelled by", job.cancelled_by.clone().unwrap_or_default()),
+        Fact::new(
+            "retry-of",
+            "Repeats",
+            job.retry_of.map(|job| job.to_string()).unwrap_or_default(),
+        ),
+    ]
+}

@@ -1,0 +1,123 @@
+//! The overview: one row an agent, what needs a person first.
+
+use std::cmp::Reverse;
+
+use askama::Template;
+use jiff::Timestamp;
+use milepost_projections::answers::{AgentAnswer, InstanceAnswer};
+use milepost_projections::steps::Progress;
+use milepost_schemas::{AgentId, Position};
+use uuid::Uuid;
+
+use super::format::{Moment, number};
+use super::standing::{GROUPS, Standing};
+use super::steps::{self, StepView};
+use super::{Frame, Usual};
+
+/// `GET /`.
+#[derive(Clone, Debug, Template)]
+#[template(path = "overview.html")]
+pub struct OverviewPage {
+    frame: Frame,
+    groups: Vec<Group>,
+    callback_url: String,
+    blank: Row,
+}
+
+/// Agents of one kind.
+#[derive(Clone, Debug)]
+struct Group {
+    id: &'static str,
+    title: &'static str,
+    states: String,
+    rows: Vec<Row>,
+}
+
+/// One agent.
+#[derive(Clone, Debug, Template)]
+#[template(path = "parts/row.html")]
+struct Row {
+    id: AgentId,
+    name: String,
+    region: String,
+    position: Position,
+    ordered_ms: i64,
+    at: Moment,
+    standing: Standing,
+    steps: Vec<StepView>,
+    csrf: String,
+}
+
+impl OverviewPage {
+    /// The page for those agents, in any order; `callback_url` is where workflows post.
+    pub fn new(
+        frame: Frame,
+        agents: &[InstanceAnswer],
+        usual: &Usual,
+        callback_url: String,
+    ) -> Self {
+        let rows: Vec<_> = agents.iter().map(|agent| Row::new(agent, usual, &frame)).collect();
+        let groups = GROUPS.map(|(id, title, states)| Group {
+            id,
+            title,
+            states: states.join(" "),
+            rows: ordered(&rows, states),
+        });
+        let blank = Row::new(&blank(), usual, &frame);
+        Self { groups: groups.into(), blank, frame, callback_url }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.groups.iter().all(|group| group.rows.is_empty())
+    }
+}
+
+/// By state, then the latest order first: an order that only a change of state changes.
+fn ordered(rows: &[Row], states: &[&str]) -> Vec<Row> {
+    let rank = |row: &Row| states.iter().position(|state| *state == row.standing.state);
+    let mut rows: Vec<Row> = rows.iter().filter(|row| rank(row).is_some()).cloned().collect();
+    rows.sort_by_key(|row| (rank(row), Reverse(row.ordered_ms)));
+    rows
+}
+
+impl Row {
+    fn new(answer: &InstanceAnswer, usual: &Usual, frame: &Frame) -> Self {
+        let (agent, instance, now) = (&answer.agent, &answer.instance, frame.now);
+        let ordered_at = instance.as_ref().map_or(agent.created_at, |it| it.created_at);
+        let updated_at = instance.as_ref().map_or(agent.updated_at, |it| it.updated_at);
+        Self {
+            id: agent.id,
+            name: agent.name.clone(),
+            region: instance.as_ref().map_or_else(|| agent.region.clone(), |it| it.region.clone()),
+            position: answer.position,
+            ordered_ms: ordered_at.as_millisecond(),
+            at: Moment::of(updated_at.max(agent.updated_at), now),
+            standing: Standing::of_agent(answer, usual, now),
+            steps: steps::views(&answer.steps, usual, now),
+            csrf: frame.csrf.clone(),
+        }
+    }
+
+    fn position_text(&self) -> String {
+        number(self.position.0)
+    }
+}
+
+/// The agent of the markup that scripts copy for one that has not been rendered.
+fn blank() -> InstanceAnswer {
+    InstanceAnswer {
+        agent: AgentAnswer {
+            id: AgentId(Uuid::nil()),
+            name: String::new(),
+            region: String::new(),
+            status: "new",
+            active_job_id: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            updated_at: Timestamp::UNIX_EPOCH,
+        },
+        instance: None,
+        steps: Progress::none(),
+        uptime: None,
+        position: Position::START,
+    }
+}

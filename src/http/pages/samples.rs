@@ -1,0 +1,505 @@
+//! Every interesting state, told as the events that lead to it and folded like real ones.
+
+use jiff::{SignedDuration, Timestamp};
+use milepost_projections::answers::{InstanceAnswer, JobAnswer};
+use milepost_projections::usual::UsualDuration;
+use milepost_projections::{Board, Recorded};
+use milepost_schemas::event::{
+    AgentActivated, AgentCreated, HeartbeatRecorded, InstanceRequested, InstanceStarted,
+    JobCancelled, JobFailed, JobQueued, JobRetried, JobSucceeded, Outcome, ProvisioningEnded,
+    ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded, Retry, Server,
+    WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+};
+use milepost_schemas::{
+    AgentId, Attempt, CallbackEvidence, Event, InstanceId, JobId, Metadata, Position,
+    SignatureForm, StreamId,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    AgentPage, EventList, EventRow, Frame, JobPage, LoginPage, OverviewPage, Place, ProblemPage,
+    Usual,
+};
+
+/// The time of every sample.
+pub fn now() -> Timestamp {
+    "2026-07-29T12:04:31.2Z".parse().unwrap()
+}
+
+/// A history of 200 jobs: queued 0:02, creating 0:41, installing 1:30, configuring 0:55.
+pub fn usual() -> Usual {
+    [(2, 5), (41, 62), (90, 130), (55, 95), (1, 2)]
+        .map(|(p50, p95)| Some(UsualDuration { p50_ms: p50 * 1000, p95_ms: p95 * 1000 }))
+}
+
+/// What stands around every sample.
+pub fn frame(title: &str) -> Frame {
+    Frame {
+        title: title.into(),
+        account: Some("night@example.org".into()),
+        epoch: 1_785_000_000,
+        position: 18_240,
+        now: now(),
+        rehearsal: false,
+        csrf: "sample-csrf".into(),
+    }
+}
+
+/// An error with characters that markup gives a meaning.
+pub const MARKUP_ERROR: &str = "TASK [docker : add the repository] ***\n\
+    fatal: [203.0.113.7]: UNREACHABLE! => {\"changed\": false, \"msg\": \"<script>alert('&')</script> \
+    Failed to connect to the host via ssh: Connection timed out\", \"unreachable\": true}\n\n\
+    PLAY RECAP ***\n203.0.113.7 : ok=11 changed=7 unreachable=1 failed=0\n";
+
+/// One agent's events, folded as they come.
+pub struct Story {
+    /// The state they lead to.
+    pub board: Board,
+    /// Their rows, the oldest first.
+    pub rows: Vec<EventRow>,
+    id: u128,
+    position: u64,
+    attempt: Attempt,
+}
+
+impl Story {
+    /// An agent is made, that many seconds before now.
+    pub fn new(id: u128, name: &str, region: &str, ago: i64) -> Self {
+        let mut story = Self {
+            board: Board::default(),
+            rows: Vec::new(),
+            id,
+            position: 18_000 + u64::try_from(id).unwrap() * 16,
+            attempt: Attempt::FIRST,
+        };
+        let (name, region) = (name.into(), region.into());
+        story.tell(ago, &Event::from(AgentCreated { agent_id: story.agent(), name, region }));
+        story
+    }
+
+    fn uuid(&self, kind: u128) -> Uuid {
+        Uuid::from_u128(0x0198_5a00_0000_7000_8000_0000_0000_0000 + (kind << 32) + self.id)
+    }
+
+    fn agent(&self) -> AgentId {
+        AgentId(self.uuid(1))
+    }
+
+    fn job(&self) -> JobId {
+        JobId(self.uuid(2))
+    }
+
+    fn instance(&self) -> InstanceId {
+        InstanceId(self.uuid(3))
+    }
+
+    fn tell(&mut self, ago: i64, event: &Event) {
+        self.position += 1;
+        let at = now() - SignedDuration::from_secs(ago);
+        let signed = matches!(
+            event,
+            Event::ProvisioningStarted(_)
+                | Event::ProvisioningStepRecorded(_)
+                | Event::HeartbeatRecorded(_)
+                | Event::JobSucceeded(_)
+                | Event::JobFailed(_)
+        );
+        let metadata = Metadata {
+            actor: if signed { "workflow:5f1d2c3b" } else { "account:night@example.org" }.into(),
+            correlation_id: self.uuid(2),
+            causation_id: None,
+            callback: signed.then(|| CallbackEvidence {
+                delivery_id: Some(format!("run-4411-{}", self.position)),
+                signature_form: SignatureForm::XSignature,
+                key_id: "5f1d2c3b".into(),
+                attempt: Some(self.attempt.0),
+                signature: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+                    .into(),
+                signed_at: None,
+                body: Some("{\"status\":\"provisioning\"}".into()),
+                body_sha256: None,
+            }),
+        };
+        let recorded = Recorded {
+            position: Position(self.position),
+            stream: StreamId(self.uuid(2)),
+            version: self.rows.len() as u32 + 1,
+            recorded_at: at,
+            delivery_id: None,
+            event,
+        };
+        self.board.fold(&recorded);
+        let place = Place {
+            position: self.position,
+            epoch: frame("").epoch,
+            stream: recorded.stream.0,
+            version: recorded.version,
+            recorded_at: at,
+        };
+        let data = serde_json::to_value(event).unwrap();
+        self.rows.push(EventRow::new(place, event.event_type().name(), &data, &metadata));
+    }
+
+    /// A server is ordered.
+    pub fn ordered(mut self, ago: i64) -> Self {
+        let (agent_id, job_id, instance_id) = (self.agent(), self.job(), self.instance());
+        let region = self.board.agent.as_ref().unwrap().region.clone();
+        self.tell(
+            ago,
+            &Event::from(ProvisioningRequested {
+                agent_id,
+                job_id,
+                instance_id,
+                region: region.clone(),
+            }),
+        );
+        self.tell(
+            ago,
+            &Event::from(InstanceRequested {
+                instance_id,
+                agent_id,
+                job_id,
+                region: region.clone(),
+            }),
+        );
+        self.tell(
+            ago,
+            &Event::from(JobQueued {
+                job_id,
+                job_type: "provision_agent".into(),
+                agent_id,
+                instance_id,
+                region,
+                max_attempts: 4,
+                retry_of: None,
+            }),
+        );
+        self
+    }
+
+    /// An attempt is claimed.
+    pub fn claimed(mut self, ago: i64) -> Self {
+        let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
+        self.tell(
+            ago,
+            &Event::from(WorkflowDispatchRequested {
+                job_id,
+                agent_id,
+                attempt,
+                dispatcher: "github".into(),
+                locked_by: "milepost-1".into(),
+                lease_until: now(),
+            }),
+        );
+        self
+    }
+
+    /// The dispatcher refuses it.
+    pub fn refused(mut self, ago: i64) -> Self {
+        let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
+        let reason = "GitHub answered 401: Bad credentials".into();
+        let run_after = now() + SignedDuration::from_secs(42);
+        self.tell(
+            ago,
+            &Event::from(WorkflowDispatchFailed { job_id, agent_id, attempt, reason, run_after }),
+        );
+        self
+    }
+
+    /// The workflow starts.
+    pub fn started(mut self, ago: i64) -> Self {
+        let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
+        let run = format!("{}", 4411 + attempt.0);
+        let url = format!("https://github.example/runs/{run}");
+        self.tell(
+            ago + 1,
+            &Event::from(WorkflowDispatched {
+                job_id,
+                agent_id,
+                attempt,
+                workflow_run_id: Some(run.clone()),
+                run_url: Some(url),
+            }),
+        );
+        self.tell(
+            ago,
+            &Event::from(ProvisioningStarted {
+                job_id,
+                agent_id,
+                attempt,
+                workflow_run_id: Some(run),
+            }),
+        );
+        self
+    }
+
+    /// The workflow posts a step.
+    pub fn step(mut self, ago: i64, step: &str) -> Self {
+        let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
+        self.tell(
+            ago,
+            &Event::from(ProvisioningStepRecorded {
+                job_id,
+                agent_id,
+                attempt,
+                step: step.into(),
+                metadata: Some(json!({ "duration": 41 })),
+            }),
+        );
+        self
+    }
+
+    /// The workflow says it lives.
+    pub fn beat(mut self, ago: i64) -> Self {
+        let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
+        self.tell(ago, &Event::from(HeartbeatRecorded { job_id, agent_id, attempt }));
+        self
+    }
+
+    /// The attempt fails; with `retry_in` another follows.
+    pub fn failed(mut self, ago: i64, message: &str, retry_in: Option<i64>) -> Self {
+        let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
+        self.tell(
+            ago,
+            &Event::from(JobFailed {
+                job_id,
+                agent_id,
+                attempt,
+                error_code: "ANSIBLE_HOST_UNREACHABLE".into(),
+                error_message: message.into(),
+                truncated: message.len() >= 10 * 1024,
+                failed_step: Some("configure".into()),
+                step: Some("ansible_started".into()),
+                server_id: Some("47110815".into()),
+                retry: retry_in.map(|seconds| Retry {
+                    attempt: attempt.next(),
+                    run_after: now() + SignedDuration::from_secs(seconds),
+                }),
+            }),
+        );
+        if retry_in.is_none() {
+            self.tell(
+                ago,
+                &Event::from(ProvisioningEnded { agent_id, job_id, outcome: Outcome::Failed }),
+            );
+        }
+        self
+    }
+
+    /// The next attempt's time has come.
+    pub fn retried(mut self, ago: i64) -> Self {
+        self.attempt = self.attempt.next();
+        let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
+        self.tell(ago, &Event::from(JobRetried { job_id, agent_id, attempt }));
+        self
+    }
+
+    /// The server runs; the workflow names it or leaves it out.
+    pub fn done(mut self, ago: i64, named: bool) -> Self {
+        let (job_id, agent_id, instance_id) = (self.job(), self.agent(), self.instance());
+        let attempt = self.attempt;
+        let server = named.then(|| Server {
+            server_id: "47110815".into(),
+            server_ip: "203.0.113.7".into(),
+            tailscale_ip: "100.101.102.103".into(),
+        });
+        let missing = if named {
+            Vec::new()
+        } else {
+            ["server_id", "server_ip", "tailscale_ip"].map(String::from).to_vec()
+        };
+        self.tell(ago, &Event::from(JobSucceeded { job_id, agent_id, attempt }));
+        self.tell(
+            ago,
+            &Event::from(InstanceStarted { instance_id, agent_id, job_id, server, missing }),
+        );
+        self.tell(ago, &Event::from(AgentActivated { agent_id, job_id, instance_id }));
+        self
+    }
+
+    /// Somebody ends the job.
+    pub fn cancelled(mut self, ago: i64) -> Self {
+        let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
+        self.tell(
+            ago,
+            &Event::from(JobCancelled {
+                job_id,
+                agent_id,
+                attempt,
+                cancelled_by: "night@example.org".into(),
+                reason: Some("wrong region".into()),
+            }),
+        );
+        self.tell(
+            ago,
+            &Event::from(ProvisioningEnded { agent_id, job_id, outcome: Outcome::Cancelled }),
+        );
+        self
+    }
+
+    /// The agent as interfaces say it.
+    pub fn answer(&self) -> InstanceAnswer {
+        InstanceAnswer::of(&self.board, now()).unwrap()
+    }
+
+    /// Its job.
+    pub fn job_answer(&self) -> Option<JobAnswer> {
+        self.board.job.as_ref().map(JobAnswer::of)
+    }
+
+    fn events(&self) -> EventList {
+        let rows = self.rows.iter().rev().cloned().collect();
+        EventList { rows, older: true, before: None }
+    }
+
+    /// Its page.
+    pub fn agent_page(&self) -> AgentPage {
+        let answer = self.answer();
+        let job = self.job_answer();
+        AgentPage::new(frame(&answer.agent.name), &answer, job.as_ref(), &usual(), self.events())
+    }
+
+    /// Its job's page.
+    pub fn job_page(&self) -> Option<JobPage> {
+        let name = self.answer().agent.name;
+        let job = self.job_answer()?;
+        Some(JobPage::new(frame(&name), name, &job, &usual(), self.events()))
+    }
+}
+
+/// Every state, by name.
+pub fn stories() -> Vec<(&'static str, Story)> {
+    let long = format!("{MARKUP_ERROR}{}", "x".repeat(90) + "\n").repeat(40);
+    let long = &long[long.len() - 10 * 1024..];
+    let order = |id, name: &str, ago| Story::new(id, name, "eu-central", ago + 60).ordered(ago);
+    let three_failed = |id, name: &str| {
+        order(id, name, 2400)
+            .claimed(2399)
+            .started(2398)
+            .step(2350, "vm_created")
+            .failed(2250, "the mirror answered 503", Some(-2190))
+            .retried(2190)
+            .claimed(2189)
+            .started(2188)
+            .failed(2000, "the mirror answered 503", Some(-1700))
+            .retried(1700)
+            .claimed(1699)
+            .started(1698)
+            .step(1650, "vm_created")
+            .step(1600, "ansible_started")
+            .failed(1500, MARKUP_ERROR, Some(-600))
+            .retried(600)
+            .claimed(598)
+            .started(597)
+            .step(555, "vm_created")
+            .step(500, "ansible_started")
+    };
+    vec![
+        ("new", Story::new(1, "sune-dev-1", "us-east", 340)),
+        ("queued", order(2, "ada-dev-4", 1)),
+        ("waiting", order(3, "otto-prod-2", 130).claimed(129).refused(128)),
+        ("dispatching", order(4, "noor-stage-1", 4).claimed(2)),
+        ("creating", order(5, "liv-prod-3", 22).claimed(21).started(20)),
+        (
+            "installing",
+            order(6, "mari-prod-7", 115).claimed(114).started(113).step(72, "vm_created").beat(13),
+        ),
+        (
+            "configuring",
+            order(7, "timo-prod-1", 190)
+                .claimed(189)
+                .started(188)
+                .step(145, "vm_created")
+                .step(33, "ansible_started"),
+        ),
+        (
+            "starting",
+            order(8, "ines-dev-2", 201)
+                .claimed(200)
+                .started(199)
+                .step(158, "vm_created")
+                .step(61, "ansible_started")
+                .step(1, "ansible_complete"),
+        ),
+        (
+            "running",
+            order(9, "kira-prod-1", 273_790)
+                .claimed(273_788)
+                .started(273_787)
+                .step(273_746, "vm_created")
+                .step(273_655, "ansible_started")
+                .step(273_601, "ansible_complete")
+                .done(273_600, true),
+        ),
+        (
+            "running-unnamed",
+            order(10, "bela-prod-9", 7800).claimed(7799).started(7798).done(7509, false),
+        ),
+        (
+            "retrying",
+            order(11, "juno-prod-2", 400)
+                .claimed(399)
+                .started(398)
+                .step(350, "vm_created")
+                .step(262, "ansible_started")
+                .failed(48, MARKUP_ERROR, Some(252)),
+        ),
+        ("failed", three_failed(12, "hugo-prod-5").failed(312, MARKUP_ERROR, None)),
+        ("failed-long", three_failed(13, "vera-prod-6").failed(95, long, None)),
+        (
+            "second-attempt",
+            order(14, "alma-prod-4", 500)
+                .claimed(499)
+                .started(498)
+                .step(450, "vm_created")
+                .failed(300, MARKUP_ERROR, Some(-240))
+                .retried(240)
+                .claimed(239)
+                .started(238)
+                .step(190, "vm_created")
+                .step(101, "ansible_started")
+                .beat(7),
+        ),
+        (
+            "overdue",
+            order(15, "nils-stage-8", 320)
+                .claimed(319)
+                .started(318)
+                .step(270, "vm_created")
+                .beat(20),
+        ),
+        (
+            "cancelled",
+            order(16, "cleo-dev-7-with-a-name-that-goes-on-and-on", 900)
+                .claimed(899)
+                .started(898)
+                .cancelled(860),
+        ),
+    ]
+}
+
+impl OverviewPage {
+    /// All stories, or none.
+    pub fn sample(empty: bool) -> Self {
+        let answers: Vec<_> = stories().iter().map(|(_, story)| story.answer()).collect();
+        let agents = if empty { &[] } else { answers.as_slice() };
+        let callback_url = "https://milepost.example.org/api/webhooks/github".into();
+        Self::new(Frame { rehearsal: empty, ..frame("Agents") }, agents, &usual(), callback_url)
+    }
+}
+
+impl LoginPage {
+    /// The form, fresh or refused.
+    pub fn sample(refused: bool) -> Self {
+        let error = refused.then(|| "That e-mail and password do not belong together.".into());
+        Self::new(Frame { account: None, ..frame("Log in") }, error, "/".into())
+    }
+}
+
+impl ProblemPage {
+    /// The page for a status.
+    pub fn sample(status: u16) -> Self {
+        Self::new(frame("Not done"), status, None)
+    }
+}
