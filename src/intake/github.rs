@@ -235,10 +235,10 @@ fn mask(redactor: &Redactor, callback: &mut Callback) -> bool {
             metadata.iter_mut().for_each(|value| redactor.mask_json(value));
         }
         CallbackKind::Done { server_id, server_ip, tailscale_ip } => {
-            [server_id, server_ip, tailscale_ip].map(hide);
+            [server_id, server_ip, tailscale_ip].into_iter().for_each(hide);
         }
         CallbackKind::Failed { error, failed_step, step, server_id } => {
-            [error, failed_step, step, server_id].map(hide);
+            [error, failed_step, step, server_id].into_iter().for_each(hide);
         }
         CallbackKind::Unknown { status } => text(status),
     }

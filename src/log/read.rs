@@ -112,24 +112,26 @@ impl Log {
         Ok(rows.iter().map(|row| committed(epoch, row)).collect())
     }
 
-    /// Reads the newest `limit` events that pass the filter, descending.
+    /// Reads the newest `limit` events of some streams up to `upto`, descending.
     ///
     /// # Errors
     /// [`DatabaseError`] when the database cannot be asked.
     pub async fn read_newest(
         &self,
-        streams: &[StreamId],
+        filter: &EventFilter,
+        upto: Position,
         limit: usize,
     ) -> Result<Vec<Committed>, DatabaseError> {
-        let ids: Vec<Uuid> = streams.iter().map(|stream| stream.0).collect();
+        let streams: Vec<Uuid> = filter.streams.iter().map(|stream| stream.0).collect();
         let client = self.database.get().await?;
         let statement = client
             .prepare_cached(&format!(
-                "SELECT {COLUMNS} FROM event WHERE stream_id = ANY($1) \
-                 ORDER BY position DESC LIMIT $2"
+                "SELECT {COLUMNS} FROM event WHERE stream_id = ANY($1) AND position <= $2 \
+                 ORDER BY position DESC LIMIT $3"
             ))
             .await?;
-        let rows = client.query(&statement, &[&ids, &(limit as i64)]).await?;
+        let rows =
+            client.query(&statement, &[&streams, &(upto.0 as i64), &(limit as i64)]).await?;
         let epoch = self.feed.epoch();
         Ok(rows.iter().map(|row| committed(epoch, row)).collect())
     }

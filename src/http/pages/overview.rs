@@ -45,7 +45,6 @@ struct Row {
     at: Moment,
     standing: Standing,
     steps: Vec<StepView>,
-    csrf: String,
 }
 
 impl OverviewPage {
@@ -94,7 +93,6 @@ impl Row {
             at: Moment::of(updated_at.max(agent.updated_at), now),
             standing: Standing::of_agent(answer, usual, now),
             steps: steps::views(&answer.steps, usual, now),
-            csrf: frame.csrf.clone(),
         }
     }
 

@@ -42,7 +42,6 @@ pub fn frame(title: &str) -> Frame {
         position: 18_240,
         now: now(),
         rehearsal: false,
-        csrf: "sample-csrf".into(),
     }
 }
 

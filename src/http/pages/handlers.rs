@@ -1,0 +1,339 @@
+//! What a browser asks for, and what its forms do. Forms work without scripts: each changes
+//! something and sends the browser on to where the change is seen.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::Router;
+use axum::extract::{FromRequest as _, Path, Query, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+use milepost_projections::answers::{InstanceAnswer, JobAnswer};
+use milepost_schemas::{AgentId, JobId, Position, StreamId};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{
+    AgentPage, EventList, EventRow, Frame, JobPage, LoginPage, OverviewPage, Place, ProblemPage,
+    assets,
+};
+use crate::accounts;
+use crate::app::App;
+use crate::http::api::{agents, jobs, session};
+use crate::http::auth::{Actor, Visitor, refuse_cross_origin};
+use crate::http::problem::Problem;
+use crate::http::{BODY_BYTES_MAX, read_body};
+use crate::log::{Committed, EventFilter};
+use crate::views::streams_of_agent;
+
+/// Events a page shows at once; older ones are a link away.
+const EVENTS_SHOWN: usize = 200;
+
+/// The routes of all pages.
+pub fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/", get(overview))
+        .route("/agents", post(create))
+        .route("/agents/{id}", get(agent))
+        .route("/agents/{id}/provision", post(provision))
+        .route("/jobs/{id}", get(job))
+        .route("/jobs/{id}/cancel", post(cancel))
+        .route("/jobs/{id}/retry", post(retry))
+        .route("/login", get(login).post(log_in))
+        .route("/logout", post(log_out))
+        .route("/assets/{*path}", get(asset))
+}
+
+/// A problem as a page: people get words, not JSON.
+struct Trouble(Problem);
+
+impl<P: Into<Problem>> From<P> for Trouble {
+    fn from(problem: P) -> Self {
+        Self(problem.into())
+    }
+}
+
+impl IntoResponse for Trouble {
+    fn into_response(self) -> Response {
+        let status = self.0.status();
+        let (title, detail) = self.0.words();
+        let frame = Frame {
+            title: title.to_owned(),
+            account: None,
+            epoch: 0,
+            position: 0,
+            now: crate::app::Clock.now(),
+            rehearsal: false,
+        };
+        let page = ProblemPage::new(frame, status.as_u16(), Some(detail.to_owned()));
+        (status, html(&page)).into_response()
+    }
+}
+
+fn html(page: &impl Template) -> Response {
+    match page.render() {
+        Ok(text) => Html(text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "a page cannot be rendered");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+fn frame(app: &App, actor: Option<&Actor>, title: String, position: Position) -> Frame {
+    Frame {
+        title,
+        account: actor.and_then(Actor::email).map(str::to_owned),
+        epoch: app.log.feed().epoch(),
+        position: position.0,
+        now: app.clock.now(),
+        rehearsal: app.config.dispatcher == crate::config::Dispatcher::Rehearsal,
+    }
+}
+
+async fn overview(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+) -> Result<Response, Trouble> {
+    let (_, head) = app.log.head().await?;
+    let boards = app.views.boards(&app.log, head).await?;
+    let usual = app.views.usual().await?;
+    let now = app.clock.now();
+    let agents: Vec<_> =
+        boards.iter().filter_map(|board| InstanceAnswer::of(board, now)).collect();
+    let frame = frame(&app, Some(&actor), "Overview".to_owned(), head);
+    let callback_url = format!("{}/api/webhooks/github", app.config.public_url);
+    Ok(html(&OverviewPage::new(frame, &agents, &usual, callback_url)))
+}
+
+/// The query of a page with events.
+#[derive(Debug, Default, Deserialize)]
+struct Before {
+    before: Option<u64>,
+}
+
+async fn agent(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    Path(id): Path<String>,
+    Query(Before { before }): Query<Before>,
+) -> Result<Response, Trouble> {
+    let id: AgentId = id.parse().map_err(|_| Problem::not_found("agent"))?;
+    let (_, head) = app.log.head().await?;
+    let board = agents::board(&app, id).await?;
+    let answer = InstanceAnswer::of(&board, app.clock.now());
+    let answer = answer.ok_or_else(|| Problem::not_found("agent"))?;
+    let job = board.job.as_ref().map(JobAnswer::of);
+    let streams = streams_of_agent(&app.log, id).await?;
+    let events = events(&app, streams, before, head).await?;
+    let usual = app.views.usual().await?;
+    let frame = frame(&app, Some(&actor), answer.agent.name.clone(), head);
+    Ok(html(&AgentPage::new(frame, &answer, job.as_ref(), &usual, events)))
+}
+
+async fn job(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    Path(id): Path<String>,
+    Query(Before { before }): Query<Before>,
+) -> Result<Response, Trouble> {
+    let id: JobId = id.parse().map_err(|_| Problem::not_found("job"))?;
+    let (_, head) = app.log.head().await?;
+    let job = jobs::read(&app, id).await?;
+    let name = agents::board(&app, job.agent_id).await?.agent.map(|agent| agent.name);
+    let name = name.unwrap_or_else(|| job.agent_id.to_string());
+    let events = events(&app, vec![id.stream()], before, head).await?;
+    let usual = app.views.usual().await?;
+    let frame = frame(&app, Some(&actor), format!("{name}: job"), head);
+    Ok(html(&JobPage::new(frame, name, &JobAnswer::of(&job), &usual, events)))
+}
+
+/// The newest events of some streams, before a position if one is given. None is newer than the
+/// position the page says it shows: the stream brings those.
+async fn events(
+    app: &App,
+    streams: Vec<StreamId>,
+    before: Option<u64>,
+    head: Position,
+) -> Result<EventList, Problem> {
+    let upto = before.map_or(head, |before| Position(before.saturating_sub(1)));
+    let filter = EventFilter { streams, types: Vec::new() };
+    let mut events = app.log.read_newest(&filter, upto, EVENTS_SHOWN + 1).await?;
+    let older = events.len() > EVENTS_SHOWN;
+    events.truncate(EVENTS_SHOWN);
+    let rows = events.iter().map(row).collect::<Result<_, _>>()?;
+    Ok(EventList { rows, older, before })
+}
+
+fn row(event: &Committed) -> Result<EventRow, Problem> {
+    let unreadable = |error: serde_json::Error| {
+        let detail = format!("event {} cannot be read: {error}", event.position);
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "unreadable", "Unreadable", detail)
+    };
+    let data = serde_json::from_slice(&event.body).map_err(unreadable)?;
+    let metadata = serde_json::from_slice(&event.header).map_err(unreadable)?;
+    let place = Place {
+        position: event.position.0,
+        epoch: event.epoch,
+        stream: event.stream.0,
+        version: event.version,
+        recorded_at: event.recorded_at,
+    };
+    Ok(EventRow::new(place, event.type_name(), &data, &metadata))
+}
+
+#[derive(Deserialize)]
+struct NewAgent {
+    name: String,
+    region: Option<String>,
+}
+
+async fn create(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let NewAgent { name, region } = form(request).await?;
+    let region = region.filter(|region| !region.is_empty());
+    let id = agents::make(&app, &actor, name, region).await?;
+    Ok(Redirect::to(&format!("/agents/{id}")))
+}
+
+async fn provision(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    Path(id): Path<String>,
+) -> Result<Redirect, Trouble> {
+    let agent: AgentId = id.parse().map_err(|_| Problem::not_found("agent"))?;
+    agents::order(&app, &actor, agent, None, None).await?;
+    Ok(Redirect::to(&format!("/agents/{agent}")))
+}
+
+#[derive(Deserialize)]
+struct Cancellation {
+    reason: Option<String>,
+}
+
+async fn cancel(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let job: JobId = id.parse().map_err(|_| Problem::not_found("job"))?;
+    let Cancellation { reason } = form(request).await?;
+    jobs::end(&app, &actor, job, reason).await?;
+    Ok(Redirect::to(&format!("/jobs/{job}")))
+}
+
+async fn retry(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    Path(id): Path<String>,
+) -> Result<Redirect, Trouble> {
+    let job: JobId = id.parse().map_err(|_| Problem::not_found("job"))?;
+    let again = jobs::again(&app, &actor, job).await?;
+    Ok(Redirect::to(&format!("/jobs/{again}")))
+}
+
+/// The query and the form of the log-in page.
+#[derive(Default, Deserialize)]
+struct LogIn {
+    once: Option<String>,
+    next: Option<String>,
+    email: Option<String>,
+    password: Option<String>,
+}
+
+/// `GET /login`, and `GET /login?once=` of a link that logs in once.
+async fn login(
+    State(app): State<Arc<App>>,
+    Query(query): Query<LogIn>,
+) -> Result<Response, Trouble> {
+    let next = local(query.next.as_deref());
+    let Some(once) = query.once else { return Ok(login_page(&app, None, next)) };
+    let token = accounts::use_link(app.log.database(), &once, app.clock.now()).await?;
+    match token {
+        Some(token) => Ok(enter(&app, &token, &next)),
+        None => {
+            let used = "This link has been used, or is too old. Log in with your password.";
+            Ok(login_page(&app, Some(used.to_owned()), next))
+        }
+    }
+}
+
+async fn log_in(State(app): State<Arc<App>>, request: Request) -> Result<Response, Trouble> {
+    refuse_cross_origin(request.method(), request.headers())?;
+    let LogIn { next, email, password, .. } = form(request).await?;
+    let next = local(next.as_deref());
+    let (email, password) = (email.unwrap_or_default(), password.unwrap_or_default());
+    match session::check(&app, &email, &password).await {
+        Ok(token) => Ok(enter(&app, &token, &next)),
+        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED => {
+            let mut page = login_page(&app, Some(problem.words().1.to_owned()), next);
+            *page.status_mut() = StatusCode::UNAUTHORIZED;
+            Ok(page)
+        }
+        Err(problem) => Err(problem.into()),
+    }
+}
+
+async fn log_out(State(app): State<Arc<App>>, request: Request) -> Result<Response, Trouble> {
+    refuse_cross_origin(request.method(), request.headers())?;
+    session::leave(&app, request.headers()).await?;
+    let mut response = Redirect::to("/login").into_response();
+    response.headers_mut().insert(header::SET_COOKIE, session::no_cookie());
+    Ok(response)
+}
+
+fn login_page(app: &App, error: Option<String>, next: String) -> Response {
+    let frame = frame(app, None, "Log in".to_owned(), Position::START);
+    html(&LoginPage::new(frame, error, next))
+}
+
+fn enter(app: &App, token: &str, next: &str) -> Response {
+    let mut response = Redirect::to(next).into_response();
+    response.headers_mut().insert(header::SET_COOKIE, session::cookie(app, token));
+    response
+}
+
+/// A path on this server; anything else would send people elsewhere in our name.
+fn local(next: Option<&str>) -> String {
+    let plain = |path: &&str| {
+        path.starts_with('/')
+            && !path.starts_with("//")
+            && !path.contains('\\')
+            && !path.chars().any(char::is_control)
+    };
+    next.filter(plain).unwrap_or("/").to_owned()
+}
+
+async fn form<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
+    let headers = request.headers().clone();
+    let body = read_body(request, BODY_BYTES_MAX).await?;
+    let mut request = Request::post("/").body(body.into()).expect("it has no parts that can fail");
+    *request.headers_mut() = headers;
+    let parsed = axum::Form::<T>::from_request(request, &()).await;
+    parsed.map(|axum::Form(form)| form).map_err(|error| Problem::bad_request(error.body_text()))
+}
+
+/// A file that never changes under its address.
+async fn asset(Path(path): Path<String>) -> Result<Response, Trouble> {
+    let asset = assets::get(&path).ok_or_else(|| Problem::not_found("file"))?;
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static(asset.content_type)),
+        (header::ETAG, HeaderValue::from_static(asset.etag)),
+        (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable")),
+    ];
+    Ok((headers, asset.bytes).into_response())
+}
+
+/// What no route takes: JSON under `/api`, a page elsewhere.
+pub async fn not_found(request: Request) -> Response {
+    let path = request.uri().path();
+    if path.starts_with("/api/") {
+        return Problem::not_found("resource").into_response();
+    }
+    Trouble(Problem::not_found("page")).into_response()
+}
