@@ -187,11 +187,7 @@ pub async fn log_out(database: &Database, token: &str) -> Result<(), DatabaseErr
 ///
 /// # Errors
 /// [`DatabaseError`] when the database refuses.
-pub async fn set_token(
-    database: &Database,
-    name: &str,
-    token: &str,
-) -> Result<(), DatabaseError> {
+pub async fn set_token(database: &Database, name: &str, token: &str) -> Result<(), DatabaseError> {
     let client = database.get().await?;
     client
         .execute(

@@ -77,7 +77,9 @@ impl Config {
         let public_url = require("MILEPOST_PUBLIC_URL", "https://milepost.example.com");
         let secrets = require("MILEPOST_CALLBACK_SECRETS", "the secret workflows sign with");
         let listen = get("MILEPOST_LISTEN").unwrap_or_else(|| LISTEN.to_owned());
-        let listen = listen.parse().map_err(|_| wrong.push(format!("MILEPOST_LISTEN: {listen} is no address and port")));
+        let listen = listen
+            .parse()
+            .map_err(|_| wrong.push(format!("MILEPOST_LISTEN: {listen} is no address and port")));
         let dispatcher = match get("MILEPOST_DISPATCHER").as_deref() {
             None | Some("none") => Dispatcher::None,
             Some("rehearsal") => Dispatcher::Rehearsal,
@@ -90,7 +92,9 @@ impl Config {
             None | Some("true") => true,
             Some("false") => false,
             Some(other) => {
-                wrong.push(format!("MILEPOST_ACCEPT_X_SIGNATURE: {other} is neither true nor false"));
+                wrong.push(format!(
+                    "MILEPOST_ACCEPT_X_SIGNATURE: {other} is neither true nor false"
+                ));
                 true
             }
         };

@@ -263,7 +263,8 @@ fn stream_of(event: &Event, agent: AgentId) -> StreamId {
         | Event::ProvisioningRequested(_)
         | Event::AgentActivated(_)
         | Event::ProvisioningEnded(_) => agent.stream(),
-        other => milepost_projections::job::job_of(other)
-            .map_or_else(|| agent.stream(), JobId::stream),
+        other => {
+            milepost_projections::job::job_of(other).map_or_else(|| agent.stream(), JobId::stream)
+        }
     }
 }

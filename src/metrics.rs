@@ -64,10 +64,14 @@ pub struct Metrics {
 impl Metrics {
     /// Declares them all.
     pub fn new() -> Arc<Self> {
-        let seconds = || Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0]);
+        let seconds = || {
+            Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0])
+        };
         let mut metrics = Self {
             registry: Registry::with_prefix("milepost"),
-            append_batch_events: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]),
+            append_batch_events: Histogram::new([
+                1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0,
+            ]),
             append_seconds: seconds(),
             events_appended: Counter::default(),
             append_errors: Counter::default(),
@@ -89,18 +93,50 @@ impl Metrics {
 
     fn register(&mut self) {
         let registry = &mut self.registry;
-        registry.register("append_batch_events", "Events in a batch", self.append_batch_events.clone());
-        registry.register("append_seconds", "From sending a batch to its commit", self.append_seconds.clone());
-        registry.register("events_appended", "Events appended by this process", self.events_appended.clone());
+        registry.register(
+            "append_batch_events",
+            "Events in a batch",
+            self.append_batch_events.clone(),
+        );
+        registry.register(
+            "append_seconds",
+            "From sending a batch to its commit",
+            self.append_seconds.clone(),
+        );
+        registry.register(
+            "events_appended",
+            "Events appended by this process",
+            self.events_appended.clone(),
+        );
         registry.register("append_errors", "Batches that broke off", self.append_errors.clone());
-        registry.register("append_queue_depth", "Decisions waiting for the appender", self.append_queue_depth.clone());
+        registry.register(
+            "append_queue_depth",
+            "Decisions waiting for the appender",
+            self.append_queue_depth.clone(),
+        );
         registry.register("callbacks", "Callbacks by kind and outcome", self.callbacks.clone());
-        registry.register("callbacks_unauthorised", "Callbacks refused for their signature", self.callbacks_unauthorised.clone());
+        registry.register(
+            "callbacks_unauthorised",
+            "Callbacks refused for their signature",
+            self.callbacks_unauthorised.clone(),
+        );
         registry.register("subscribers", "Open streams", self.subscribers.clone());
         registry.register("deliveries", "Messages written to streams", self.deliveries.clone());
-        registry.register("delivery_lag_seconds", "From commit to the write to a subscriber", self.delivery_lag_seconds.clone());
-        registry.register("view_lag_events", "Events a view is behind the log", self.view_lag_events.clone());
-        registry.register("view_poisoned_streams", "Streams a view has stopped folding", self.view_poisoned_streams.clone());
+        registry.register(
+            "delivery_lag_seconds",
+            "From commit to the write to a subscriber",
+            self.delivery_lag_seconds.clone(),
+        );
+        registry.register(
+            "view_lag_events",
+            "Events a view is behind the log",
+            self.view_lag_events.clone(),
+        );
+        registry.register(
+            "view_poisoned_streams",
+            "Streams a view has stopped folding",
+            self.view_poisoned_streams.clone(),
+        );
         registry.register("jobs_active", "Jobs that have not ended", self.jobs_active.clone());
         registry.register("dispatches", "Attempts dispatched", self.dispatches.clone());
         registry.register("log_position", "The size of the log", self.log_position.clone());

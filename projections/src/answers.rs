@@ -43,6 +43,29 @@ impl AgentAnswer {
     }
 }
 
+/// A row of `GET /api/agents`: the agent, and where its current instance stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AgentRow {
+    /// The agent.
+    #[serde(flatten)]
+    pub agent: AgentAnswer,
+    /// Its current instance; `null` before the first order.
+    pub instance: Option<InstanceBody>,
+    /// The five steps.
+    pub steps: [Step; COUNT],
+    /// Seconds since the server runs; `null` while it does not.
+    pub uptime: Option<i64>,
+    /// The last event in it.
+    pub position: Position,
+}
+
+impl From<InstanceAnswer> for AgentRow {
+    fn from(answer: InstanceAnswer) -> Self {
+        let InstanceAnswer { agent, instance, steps, uptime, position } = answer;
+        Self { agent, instance, steps, uptime, position }
+    }
+}
+
 /// The state of an agent's current instance: `GET /api/agents/{id}/instance`, and each message
 /// of its stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

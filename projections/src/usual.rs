@@ -31,7 +31,6 @@ pub fn usual<'a>(succeeded: impl IntoIterator<Item = &'a Job>) -> [Option<UsualD
     samples_ms.map(|mut samples| {
         samples.sort_unstable();
         let at = |percent: usize| samples[(samples.len() * percent / 100).min(samples.len() - 1)];
-        (samples.len() >= SAMPLES_MIN)
-            .then(|| UsualDuration { p50_ms: at(50), p95_ms: at(95) })
+        (samples.len() >= SAMPLES_MIN).then(|| UsualDuration { p50_ms: at(50), p95_ms: at(95) })
     })
 }

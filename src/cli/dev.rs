@@ -104,8 +104,7 @@ async fn start(
     if app.log.feed().head() == Position::START && args.dispatcher == Dispatcher::Rehearsal {
         rehearse_first(&app).await?;
     }
-    let ready =
-        Ready { url: &url, database_url, admin_email: ADMIN_EMAIL, secrets: &secrets };
+    let ready = Ready { url: &url, database_url, admin_email: ADMIN_EMAIL, secrets: &secrets };
     let serving = tokio::spawn(serve(app, listener));
     write_private(ready_file, &serde_json::to_vec_pretty(&ready)?)?;
     greet(&url, &link, &secrets, args);
@@ -184,7 +183,9 @@ async fn rehearse_first(app: &App) -> anyhow::Result<()> {
 
 fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) {
     let rehearsal = match args.dispatcher {
-        Dispatcher::Rehearsal => "jobs are rehearsed: signed callbacks over HTTP, no server is built",
+        Dispatcher::Rehearsal => {
+            "jobs are rehearsed: signed callbacks over HTTP, no server is built"
+        }
         Dispatcher::None => "jobs wait for callbacks from elsewhere",
     };
     println!(

@@ -107,8 +107,7 @@ async fn replay(upto: Option<u64>, print: bool, server: &Server) -> anyhow::Resu
     let mut after = Position::START;
     let mut end = upto.map(Position);
     loop {
-        let page: Page =
-            client.get(&format!("/api/events?after={after}&limit={PAGE}")).await?;
+        let page: Page = client.get(&format!("/api/events?after={after}&limit={PAGE}")).await?;
         let end = *end.get_or_insert(page.head);
         for text in &page.events {
             let line: Line<'_> = serde_json::from_str(text.get())?;

@@ -167,7 +167,8 @@ impl Workflow {
 
     /// Says that a scene has been reached. *started* is the gate: refused, the workflow stops.
     async fn tell(&self, scene: &Scene) -> anyhow::Result<()> {
-        let number = u32::from_str_radix(&self.args.job[self.args.job.len() - 4..], 16).unwrap_or(7);
+        let number =
+            u32::from_str_radix(&self.args.job[self.args.job.len() - 4..], 16).unwrap_or(7);
         let body = match scene.name {
             "started" => json!({"status": "provisioning", "workflow_run_id": self.run_id()}),
             "running" => json!({

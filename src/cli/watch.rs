@@ -25,7 +25,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let is_job = client.get::<Value>(&format!("/api/jobs/{}", args.id)).await.is_ok();
     let kind = if is_job { "job" } else { "agent" };
     let mut messages = std::pin::pin!(client.stream(format!("/api/stream?{kind}={}", args.id)));
-    let mut shown = Shown { lines: 0, terminal: std::io::stdout().is_terminal(), last: String::new() };
+    let mut shown =
+        Shown { lines: 0, terminal: std::io::stdout().is_terminal(), last: String::new() };
     while let Some(message) = messages.next().await {
         let message = message?;
         let (text, ended) = match message.event.as_str() {

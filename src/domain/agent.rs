@@ -1,9 +1,7 @@
 //! What may happen to an agent.
 
 use milepost_projections::Agent;
-use milepost_schemas::event::{
-    AgentCreated, InstanceRequested, JobQueued, ProvisioningRequested,
-};
+use milepost_schemas::event::{AgentCreated, InstanceRequested, JobQueued, ProvisioningRequested};
 use milepost_schemas::{AgentId, Event, InstanceId, JobId};
 
 /// The longest name of an agent, in characters: a host name's label.
@@ -89,17 +87,29 @@ pub fn decide(
             Ok(vec![AgentCreated { agent_id, name, region }.into()])
         }
         (None, AgentCommand::Provision { .. }) => Err(AgentRefusal::Unknown),
-        (Some(agent), AgentCommand::Provision { job_id, instance_id, region, max_attempts, retry_of }) => {
+        (
+            Some(agent),
+            AgentCommand::Provision { job_id, instance_id, region, max_attempts, retry_of },
+        ) => {
             if let Some(active) = agent.active_job {
                 return Err(AgentRefusal::Busy(active));
             }
             let region = known(region.unwrap_or_else(|| agent.region.clone()))?;
             let job_type = PROVISION_AGENT.to_owned();
             Ok(vec![
-                ProvisioningRequested { agent_id, job_id, instance_id, region: region.clone() }.into(),
-                InstanceRequested { instance_id, agent_id, job_id, region: region.clone() }.into(),
-                JobQueued { job_id, job_type, agent_id, instance_id, region, max_attempts, retry_of }
+                ProvisioningRequested { agent_id, job_id, instance_id, region: region.clone() }
                     .into(),
+                InstanceRequested { instance_id, agent_id, job_id, region: region.clone() }.into(),
+                JobQueued {
+                    job_id,
+                    job_type,
+                    agent_id,
+                    instance_id,
+                    region,
+                    max_attempts,
+                    retry_of,
+                }
+                .into(),
             ])
         }
     }

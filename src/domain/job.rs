@@ -314,7 +314,9 @@ fn apply(
             };
             fail(job, failure, now, limits)
         }
-        CallbackKind::Unknown { .. } => keep(job, attempt, &callback.kind, NotApplied::UnknownStatus),
+        CallbackKind::Unknown { .. } => {
+            keep(job, attempt, &callback.kind, NotApplied::UnknownStatus)
+        }
     }
 }
 
@@ -378,10 +380,7 @@ fn fail(job: &Job, failure: Failing, now: Timestamp, limits: &Limits) -> JobDeci
         }
         None => {
             let ended = ProvisioningEnded { agent_id, job_id, outcome: Outcome::Failed };
-            JobDecision::applied(
-                vec![failed.into(), ended.into()],
-                Some((QueueState::Ended, now)),
-            )
+            JobDecision::applied(vec![failed.into(), ended.into()], Some((QueueState::Ended, now)))
         }
     }
 }

@@ -126,4 +126,3 @@ fn is_length_limit(error: &axum::Error) -> bool {
     std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
         .any(|error| error.to_string().contains("length limit"))
 }
-

@@ -156,13 +156,22 @@ fn check_signature(
 ) -> Result<Signed, IntakeError> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(signatures) = header("webhook-signature") {
-        return check_standard(rules, header("webhook-id"), header("webhook-timestamp"), signatures, body, now);
+        return check_standard(
+            rules,
+            header("webhook-id"),
+            header("webhook-timestamp"),
+            signatures,
+            body,
+            now,
+        );
     }
     let Some(value) = header("x-signature").or_else(|| header("x-hub-signature-256")) else {
         return Err(IntakeError::Unauthorised("no signature is given"));
     };
     if !rules.accept_x_signature {
-        return Err(IntakeError::Unauthorised("X-Signature is accepted no more: sign as Standard Webhooks"));
+        return Err(IntakeError::Unauthorised(
+            "X-Signature is accepted no more: sign as Standard Webhooks",
+        ));
     }
     let digits = value.trim();
     let digits = digits.strip_prefix("sha256=").unwrap_or(digits);

@@ -51,11 +51,14 @@ impl Redactor {
                     *text = masked;
                 }
             }
-            serde_json::Value::Array(items) => items.iter_mut().for_each(|item| self.mask_json(item)),
+            serde_json::Value::Array(items) => {
+                items.iter_mut().for_each(|item| self.mask_json(item))
+            }
             serde_json::Value::Object(fields) => {
                 fields.values_mut().for_each(|field| self.mask_json(field));
             }
-            serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {}
+            serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {
+            }
         }
     }
 }

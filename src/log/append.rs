@@ -474,9 +474,8 @@ fn take_batch(waiting: &mut VecDeque<Item>) -> Vec<Item> {
 }
 
 fn refuse(items: Vec<Item>, jobs: &[Uuid]) -> Vec<Item> {
-    let refused = |item: &Item| {
-        item.decision.queue.as_ref().is_some_and(|row| jobs.contains(&row.job_id.0))
-    };
+    let refused =
+        |item: &Item| item.decision.queue.as_ref().is_some_and(|row| jobs.contains(&row.job_id.0));
     let (refused, others): (Vec<_>, Vec<_>) = items.into_iter().partition(refused);
     for item in refused {
         drop(item.reply.send(Err(AppendError::AgentBusy)));

@@ -127,7 +127,10 @@ pub(super) fn start(database: Database, feed: Arc<Feed>, writer: String) {
     tokio::spawn(async move {
         loop {
             if let Err(error) = tail(&database, &feed, &writer).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the tailer lost its connection");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the tailer lost its connection"
+                );
             }
             tokio::time::sleep(RECONNECT).await;
         }

@@ -39,8 +39,7 @@ pub(super) async fn read_after(
     after: Position,
     limit: usize,
 ) -> Result<Vec<Committed>, tokio_postgres::Error> {
-    let sql =
-        format!("SELECT {COLUMNS} FROM event WHERE position > $1 ORDER BY position LIMIT $2");
+    let sql = format!("SELECT {COLUMNS} FROM event WHERE position > $1 ORDER BY position LIMIT $2");
     let rows = client.query(&sql, &[&(after.0 as i64), &(limit as i64)]).await?;
     Ok(rows.iter().map(|row| committed(epoch, row)).collect())
 }
@@ -130,8 +129,7 @@ impl Log {
                  ORDER BY position DESC LIMIT $3"
             ))
             .await?;
-        let rows =
-            client.query(&statement, &[&streams, &(upto.0 as i64), &(limit as i64)]).await?;
+        let rows = client.query(&statement, &[&streams, &(upto.0 as i64), &(limit as i64)]).await?;
         let epoch = self.feed.epoch();
         Ok(rows.iter().map(|row| committed(epoch, row)).collect())
     }
@@ -140,7 +138,10 @@ impl Log {
     ///
     /// # Errors
     /// [`DatabaseError`] when the database cannot be asked.
-    pub async fn read_streams(&self, streams: &[StreamId]) -> Result<Vec<Committed>, DatabaseError> {
+    pub async fn read_streams(
+        &self,
+        streams: &[StreamId],
+    ) -> Result<Vec<Committed>, DatabaseError> {
         let ids: Vec<Uuid> = streams.iter().map(|stream| stream.0).collect();
         let client = self.database.get().await?;
         let statement = client

@@ -11,4 +11,4 @@ mod subscription;
 
 pub use hub::{Hub, Topic};
 pub use states::start as start_states;
-pub use subscription::{Cursor, Subscription, Wants, RESUME_READ_EVENTS, WANTS_MAX};
+pub use subscription::{Cursor, RESUME_READ_EVENTS, Subscription, WANTS_MAX, Wants};

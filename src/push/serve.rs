@@ -296,10 +296,7 @@ impl Write for Watched {
         Pin::new(&mut self.io).poll_write(context, bytes)
     }
 
-    fn poll_flush(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes the socket only after its own buffer has gone into it.
         let flushed = Pin::new(&mut self.io).poll_flush(context);
         if flushed.is_ready() && self.slot.0.body_asked.load(Ordering::Acquire) {
@@ -308,10 +305,7 @@ impl Write for Watched {
         flushed
     }
 
-    fn poll_shutdown(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(context)
     }
 

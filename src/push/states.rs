@@ -38,10 +38,8 @@ pub fn start(app: Arc<App>) {
 }
 
 async fn follow(app: Arc<App>) {
-    let mut states = States {
-        boards: LruCache::new(STATES_CACHED_MAX),
-        jobs: LruCache::new(STATES_CACHED_MAX),
-    };
+    let mut states =
+        States { boards: LruCache::new(STATES_CACHED_MAX), jobs: LruCache::new(STATES_CACHED_MAX) };
     let mut head = app.log.feed().watch();
     loop {
         let position = app.hub.position();
@@ -81,7 +79,8 @@ impl States {
     async fn round(&mut self, app: &App, events: &[Arc<Committed>]) {
         let all_agents = app.hub.is_watched(Topic::AllAgents);
         let mut watched = HashMap::new();
-        let mut is_watched = |topic| *watched.entry(topic).or_insert_with(|| app.hub.is_watched(topic));
+        let mut is_watched =
+            |topic| *watched.entry(topic).or_insert_with(|| app.hub.is_watched(topic));
         let mut agents = HashSet::new();
         let mut jobs = HashSet::new();
         for event in events {

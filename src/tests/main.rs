@@ -1,5 +1,6 @@
-//! Tests that need a machine around them.
+//! The tests that need a machine around them: Postgres, sockets, processes, a browser.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers may fail like the test itself")]
-
+mod harness;
 mod postgres;
+mod routes;

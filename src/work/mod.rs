@@ -53,7 +53,10 @@ async fn run(app: Arc<App>, worker: String, places: Arc<Semaphore>) {
                 app.metrics.jobs_active.set(active);
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the queue cannot be read");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the queue cannot be read"
+                );
                 tokio::time::sleep(AFTER_ERROR).await;
             }
         }
@@ -137,8 +140,7 @@ async fn look(app: &App, id: JobId, now: Timestamp) -> Result<(), ExecuteError> 
 /// [`ExecuteError`] when the log cannot be written.
 pub async fn tick(app: &App, job: &Job) -> Result<bool, ExecuteError> {
     let limits = &app.config.limits;
-    let decision =
-        crate::domain::job::decide(job, JobCommand::Tick, app.clock.now(), limits)?;
+    let decision = crate::domain::job::decide(job, JobCommand::Tick, app.clock.now(), limits)?;
     if decision.events.is_empty() {
         return Ok(false);
     }

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use milepost_projections::Board;
-use milepost_projections::answers::{AgentAnswer, InstanceAnswer};
+use milepost_projections::answers::{AgentAnswer, AgentRow, InstanceAnswer};
 use milepost_schemas::{AgentId, InstanceId, JobId};
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +34,7 @@ pub struct Order {
 /// A list of agents.
 #[derive(Debug, Serialize)]
 pub struct Agents {
-    agents: Vec<InstanceAnswer>,
+    agents: Vec<AgentRow>,
 }
 
 /// A job was accepted.
@@ -85,7 +85,8 @@ pub async fn list(State(app): State<Arc<App>>, _: Actor) -> Result<Json<Agents>,
     let (_, head) = app.log.head().await?;
     let boards = app.views.boards(&app.log, head).await?;
     let now = app.clock.now();
-    let agents = boards.iter().filter_map(|board| InstanceAnswer::of(board, now)).collect();
+    let answers = boards.iter().filter_map(|board| InstanceAnswer::of(board, now));
+    let agents = answers.map(AgentRow::from).collect();
     Ok(Json(Agents { agents }))
 }
 

@@ -127,7 +127,10 @@ pub async fn again(app: &App, actor: &Actor, job_id: JobId) -> Result<JobId, Pro
             order(app, actor, job.agent_id, Some(job.region), Some(job_id)).await
         }
         status => {
-            let detail = format!("The job is {}: only a failed or cancelled one can be repeated", status.as_str());
+            let detail = format!(
+                "The job is {}: only a failed or cancelled one can be repeated",
+                status.as_str()
+            );
             Err(Problem::conflict("job-status", detail))
         }
     }

@@ -22,7 +22,8 @@ pub async fn counts(State(app): State<Arc<App>>, _: Actor) -> Result<Json<Value>
     let (epoch, head) = app.log.head().await?;
     let jobs = app.views.counts::<Jobs>(head).await?;
     let agents = app.views.counts::<Boards>(head).await?;
-    let of = |label: &str| jobs.iter().find(|(name, _)| name == label).map_or(0, |(_, count)| *count);
+    let of =
+        |label: &str| jobs.iter().find(|(name, _)| name == label).map_or(0, |(_, count)| *count);
     let mut answer = Map::new();
     for status in JobStatus::ALL {
         answer.insert(format!("jobs_{}", status.as_str()), of(status.as_str()).into());

@@ -24,7 +24,11 @@ async fn json<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
         return serde_json::from_slice(b"{}").map_err(|error| wrong(&error));
     }
     let media_type = media_type.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if !media_type.split(';').next().is_some_and(|it| it.trim().eq_ignore_ascii_case("application/json")) {
+    if !media_type
+        .split(';')
+        .next()
+        .is_some_and(|it| it.trim().eq_ignore_ascii_case("application/json"))
+    {
         return Err(Problem::not_json());
     }
     serde_json::from_slice(&body).map_err(|error| wrong(&error))

@@ -52,10 +52,7 @@ pub async fn check(app: &App, email: &str, password: &str) -> Result<String, Pro
 ///
 /// # Errors
 /// 403 from another site.
-pub async fn log_out(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Response, Problem> {
+pub async fn log_out(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     refuse_cross_origin(request.method(), request.headers())?;
     leave(&app, request.headers()).await?;
     let mut response = Json(json!({"success": true})).into_response();
@@ -83,7 +80,8 @@ pub async fn show(actor: Actor) -> Json<Value> {
 pub fn cookie(app: &App, token: &str) -> HeaderValue {
     let secure = if app.config.is_https() { "; Secure" } else { "" };
     let seconds = accounts::SESSION_DURATION.as_secs();
-    let text = format!("{COOKIE_NAME}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{secure}");
+    let text =
+        format!("{COOKIE_NAME}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{secure}");
     text.parse().expect("a hex token is fit for a header")
 }
 

@@ -97,7 +97,9 @@ async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
         count += 1;
     }
     if count > WANTS_MAX {
-        return Err(Problem::bad_request(format!("at most {WANTS_MAX} things can be watched at once")));
+        return Err(Problem::bad_request(format!(
+            "at most {WANTS_MAX} things can be watched at once"
+        )));
     }
     if count == 0 {
         return Err(Problem::bad_request("say what to watch: agent=, job= or events="));

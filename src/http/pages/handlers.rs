@@ -100,8 +100,7 @@ async fn overview(
     let boards = app.views.boards(&app.log, head).await?;
     let usual = app.views.usual().await?;
     let now = app.clock.now();
-    let agents: Vec<_> =
-        boards.iter().filter_map(|board| InstanceAnswer::of(board, now)).collect();
+    let agents: Vec<_> = boards.iter().filter_map(|board| InstanceAnswer::of(board, now)).collect();
     let frame = frame(&app, Some(&actor), "Overview".to_owned(), head);
     let callback_url = format!("{}/api/webhooks/github", app.config.public_url);
     Ok(html(&OverviewPage::new(frame, &agents, &usual, callback_url)))
