@@ -86,7 +86,7 @@ pub struct Decision {
     pub queue: Option<QueueRow>,
 }
 
-/// A job's row in the queue. Source: migrations/V2__queue.sql.
+/// A job's row in the queue. Source: `migrations/V2__queue.sql`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct QueueRow {
     /// The job.

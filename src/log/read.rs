@@ -62,7 +62,7 @@ impl Log {
     /// Reads up to `limit` events after `after` and up to `upto`, ascending.
     ///
     /// # Errors
-    /// [`DatabaseError`] when the database cannot be asked. Source: migrations/V1__log.sql.
+    /// [`DatabaseError`] when the database cannot be asked. Source: `migrations/V1__log.sql`.
     pub async fn read(
         &self,
         filter: &EventFilter,

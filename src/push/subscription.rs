@@ -245,7 +245,7 @@ impl Subscription {
             }
         }
         if self.wants.all_agents {
-            let boards = app.views.boards(&app.log, upto).await?;
+            let boards = app.views.boards(upto).await?;
             states.extend(boards.iter().filter_map(|board| instance_frame(&app, board)));
         }
         self.with_ids(states, upto, &mut frames);
@@ -332,7 +332,7 @@ impl Subscription {
             match hub.changed_since(from) {
                 Some(changed) => states.extend(changed),
                 None => {
-                    for board in self.app.views.boards(&self.app.log, self.position).await? {
+                    for board in self.app.views.boards(self.position).await? {
                         states.extend(instance_frame(&self.app, &board));
                     }
                 }
