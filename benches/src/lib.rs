@@ -10,6 +10,7 @@ pub mod http;
 pub mod milepost;
 pub mod process;
 pub mod publish;
+pub mod report;
 pub mod sse;
 pub mod stats;
 pub mod subscribe;

@@ -1,6 +1,7 @@
-//! What the operating system says about a process: memory and processor time.
+//! What the operating system says about a process: memory, processor time; and how a tool exits.
 
 use std::fs;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -56,6 +57,17 @@ pub fn raise_open_files_limit() -> Result<u64> {
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     setrlimit(Resource::Nofile, raised).context("the limit of open files cannot be raised")?;
     Ok(limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// The exit code of a tool; what went wrong is one line, whatever `RUST_BACKTRACE` says.
+pub fn exit(outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 #[cfg(test)]

@@ -155,6 +155,8 @@ impl Lane {
 #[derive(Deserialize)]
 struct Received {
     position: u64,
+    #[serde(default)]
+    applied: Option<bool>,
 }
 
 impl Messages {
@@ -178,7 +180,11 @@ impl Messages {
 
     fn position(&self, event: u64, body: &[u8]) -> Result<u64> {
         match self {
-            Messages::Callbacks { .. } => Ok(serde_json::from_slice::<Received>(body)?.position),
+            Messages::Callbacks { .. } => {
+                let received: Received = serde_json::from_slice(body)?;
+                ensure!(received.applied != Some(false), "a callback was not applied");
+                Ok(received.position)
+            }
             Messages::Numbered { first, .. } => Ok(first + event),
         }
     }

@@ -32,16 +32,20 @@ pub fn spread(rounds: &[f64]) -> Option<Spread> {
     Some(Spread { median, min: sorted[0], max: sorted[sorted.len() - 1] })
 }
 
-/// The spread of `left[i] / right[i]`, round by round: what two things measured side by side in the
-/// same minute say of each other, whatever the machine did in between.
-pub fn paired_ratio(left: &[f64], right: &[f64]) -> Option<Spread> {
-    let ratios: Vec<f64> = left
-        .iter()
-        .zip(right)
-        .filter(|(_, denominator)| **denominator > 0.0)
-        .map(|(numerator, denominator)| numerator / denominator)
-        .collect();
-    spread(&ratios)
+/// The spread of `left / right` of each round that has both: what two things measured side by side
+/// in the same minute say of each other, whatever the machine did in between. Also how many rounds
+/// that were.
+pub fn paired_ratio(left: &[(u64, f64)], right: &[(u64, f64)]) -> (Option<Spread>, usize) {
+    let mut ratios = Vec::new();
+    for (round, numerator) in left {
+        let other = right.iter().find(|(other_round, _)| other_round == round);
+        if let Some((_, denominator)) = other
+            && *denominator > 0.0
+        {
+            ratios.push(numerator / denominator);
+        }
+    }
+    (spread(&ratios), ratios.len())
 }
 
 /// Latencies in nanoseconds, to three significant digits.
@@ -116,9 +120,16 @@ mod tests {
     #[test]
     fn ratio_pairs_rounds_before_it_takes_the_median() {
         // A slow second round of both leaves the ratio alone.
-        let ratio = paired_ratio(&[40.0, 4.0, 50.0], &[10.0, 1.0, 10.0]);
-        assert_eq!(ratio, Some(Spread { median: 4.0, min: 4.0, max: 5.0 }));
-        assert_eq!(paired_ratio(&[1.0], &[0.0]), None);
+        let ratio =
+            paired_ratio(&[(1, 40.0), (2, 4.0), (3, 50.0)], &[(1, 10.0), (2, 1.0), (3, 10.0)]);
+        assert_eq!(ratio, (Some(Spread { median: 4.0, min: 4.0, max: 5.0 }), 3));
+    }
+
+    #[test]
+    fn a_round_that_one_side_lacks_pairs_with_none() {
+        let ratio = paired_ratio(&[(1, 40.0), (3, 50.0)], &[(2, 1.0), (3, 10.0)]);
+        assert_eq!(ratio, (Some(Spread { median: 5.0, min: 5.0, max: 5.0 }), 1));
+        assert_eq!(paired_ratio(&[(1, 1.0)], &[(1, 0.0)]), (None, 0));
     }
 
     #[test]

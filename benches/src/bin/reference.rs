@@ -1,9 +1,14 @@
 //! What the same machine does with the same request and less: one INSERT a request, or none.
 
 use std::borrow::Cow;
+use std::fs::OpenOptions;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use axum::body::Bytes;
@@ -17,6 +22,8 @@ use clap::{Args, Parser};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
 use milepost_benches::callback::{CALLBACK_PATH, Signer};
 use milepost_benches::milepost::DevFile;
+use milepost_benches::process::{exit, raise_open_files_limit};
+use milepost_benches::stats::Latencies;
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -61,9 +68,18 @@ enum Options {
         /// The database on it, made if it is missing.
         #[arg(long, default_value = "milepost_reference")]
         database: String,
-        /// Connections to Postgres.
-        #[arg(long, default_value_t = 32)]
+        /// Connections to Postgres. The best number depends on what a flush costs; measure a few.
+        #[arg(long, default_value_t = 16)]
         pool: usize,
+    },
+    /// What one durable write costs on this disk, at this moment: 8 KiB in place, and a flush.
+    Flush {
+        /// A directory on the disk.
+        #[arg(long)]
+        directory: PathBuf,
+        /// Seconds.
+        #[arg(long, default_value_t = 1.0)]
+        seconds: f64,
     },
     /// Checks the signature, parses, and stores nothing.
     Signature {
@@ -82,7 +98,7 @@ struct Listen {
     secret: String,
     /// Reads secret and database URL from the `dev.json` of `milepost dev`.
     #[arg(long)]
-    dev: Option<std::path::PathBuf>,
+    dev: Option<PathBuf>,
 }
 
 /// What is parsed of a body: the fields that every kind of callback may have.
@@ -116,8 +132,12 @@ enum Store {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    milepost_benches::process::raise_open_files_limit()?;
+async fn main() -> ExitCode {
+    exit(run().await)
+}
+
+async fn run() -> Result<()> {
+    raise_open_files_limit()?;
     match Options::parse() {
         Options::Insert { listen, database_url, database, pool } => {
             let dev = listen.dev.as_deref().map(DevFile::read).transpose()?;
@@ -125,6 +145,7 @@ async fn main() -> Result<()> {
             let pool = open(&url.unwrap_or_default(), &database, pool).await?;
             serve(listen, Store::Postgres { pool, version: Arc::default() }).await
         }
+        Options::Flush { directory, seconds } => flush(&directory, seconds),
         Options::Signature { listen } => {
             serve(listen, Store::Nothing { position: Arc::default() }).await
         }
@@ -219,4 +240,34 @@ async fn open(url: &str, database: &str, connections: usize) -> Result<Pool> {
         ensure!(setting == "on", "{durable} is {setting}: a comparison needs durable commits");
     }
     Ok(pool)
+}
+
+/// Writes and flushes as a write-ahead log does: pages of a file that already has its length.
+fn flush(directory: &Path, seconds: f64) -> Result<()> {
+    const PAGE: [u8; 8192] = [b'x'; 8192];
+    const PAGES: u64 = 2048;
+    let path = directory.join(format!("flush-{}", std::process::id()));
+    let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+    // The name goes at once and the space with the process, however it ends.
+    std::fs::remove_file(&path)?;
+    for page in 0..PAGES {
+        file.write_all_at(&PAGE, page * PAGE.len() as u64)?;
+    }
+    file.sync_all()?;
+    let mut latencies = Latencies::default();
+    let until = Instant::now() + Duration::from_secs_f64(seconds);
+    for page in (0..PAGES).cycle() {
+        let start = Instant::now();
+        if start >= until {
+            break;
+        }
+        file.write_all_at(&PAGE, page * PAGE.len() as u64)?;
+        file.sync_data()?;
+        latencies.record(start.elapsed());
+    }
+    let mut finding = serde_json::to_value(latencies.percentiles())?;
+    finding["measure"] = "flush".into();
+    finding["target"] = "disk".into();
+    println!("{finding}");
+    Ok(())
 }

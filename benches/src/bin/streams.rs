@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use milepost_benches::callback::Signer;
 use milepost_benches::exactly_once::Faults;
 use milepost_benches::http::Target;
 use milepost_benches::milepost::{DevFile, Milepost, run_name};
-use milepost_benches::process::{memory_bytes, processor_time, raise_open_files_limit};
+use milepost_benches::process::{exit, memory_bytes, processor_time, raise_open_files_limit};
 use milepost_benches::publish::{Plan, Published, Source, publish};
 use milepost_benches::sse::PositionIn;
 use milepost_benches::stats::{Latencies, Percentiles};
@@ -173,7 +174,11 @@ enum Finding {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    exit(run())
+}
+
+fn run() -> Result<()> {
     let mut options = Options::parse();
     if let Some(path) = &options.server.dev {
         let dev = DevFile::read(path)?;
