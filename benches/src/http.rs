@@ -2,13 +2,18 @@
 //! more of the machine is the server's.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 /// A response larger than this is a mistake, not an answer.
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
+
+/// A server that takes longer than this for one answer hangs, and so would the tool.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the server under test listens: `http://host:port`, with or without a path.
 #[derive(Clone, Debug, PartialEq)]
@@ -286,10 +291,15 @@ impl Connection {
         }
     }
 
-    /// Asks and waits.
+    /// Asks and waits, however long.
     pub async fn ask(&mut self, request: &[u8]) -> Result<Response<'_>> {
         self.send(request).await?;
         self.receive().await
+    }
+
+    /// Asks and waits, up to [`ANSWER_TIMEOUT`].
+    pub async fn ask_in_time(&mut self, request: &[u8]) -> Result<Response<'_>> {
+        timeout(ANSWER_TIMEOUT, self.ask(request)).await.context("the server does not answer")?
     }
 }
 

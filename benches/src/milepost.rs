@@ -93,7 +93,7 @@ impl Milepost {
         let signature = std::str::from_utf8(&signature).expect("hex digits are ASCII");
         let headers = format!("Content-Type: application/json\r\nX-Signature: {signature}\r\n");
         let head = self.target.head("POST", CALLBACK_PATH, &headers, body.len());
-        let response = connection.ask((head + &body).as_bytes()).await?;
+        let response = connection.ask_in_time((head + &body).as_bytes()).await?;
         let answer = String::from_utf8_lossy(response.body);
         ensure!(response.status == 200, "started callback: {} {answer}", response.status);
         Ok(())
@@ -136,7 +136,7 @@ impl Milepost {
             self.token
         );
         let request = self.target.head(method, path, &headers, body.len()) + &body;
-        let response = connection.ask(request.as_bytes()).await?;
+        let response = connection.ask_in_time(request.as_bytes()).await?;
         let text = String::from_utf8_lossy(response.body);
         ensure!(
             (200..300).contains(&response.status),

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::callback::{Callback, Signer};
-use crate::http::{Connection, Target};
+use crate::http::{ANSWER_TIMEOUT, Connection, Target};
 
 /// One published event.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +138,8 @@ impl Lane {
                 continue;
             }
             let response = tokio::select! {
-                response = self.connection.receive(), if !unanswered.is_empty() => response?,
+                response = timeout(ANSWER_TIMEOUT, self.connection.receive()),
+                    if !unanswered.is_empty() => response.context("the server does not answer")??,
                 () = tokio::time::sleep_until(due.into()), if may_send => continue,
             };
             let answered = Instant::now();

@@ -7,16 +7,17 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 use memchr::memmem;
 use milepost_benches::callback::{Callback, Signer};
-use milepost_benches::http::{Connection, Target};
+use milepost_benches::http::{ANSWER_TIMEOUT, Connection, Target};
 use milepost_benches::milepost::{DevFile, Milepost, run_name};
 use milepost_benches::process::{exit, raise_open_files_limit};
 use milepost_benches::stats::{Latencies, Percentiles};
 use serde::Serialize;
 use tokio::task::LocalSet;
+use tokio::time::timeout_at;
 
 /// Posts signed step callbacks in closed loops, each as soon as the one before is answered.
 #[derive(Parser)]
@@ -192,7 +193,9 @@ async fn drive(
         local.spawn_local(async move {
             let mut delivery = 0;
             while Instant::now() < window.until {
-                let outcome = closed_loop(
+                // One timer for the whole loop, so that none is set for each request.
+                let patience = window.until + ANSWER_TIMEOUT;
+                let driven = closed_loop(
                     &mut connection,
                     &mut callbacks,
                     &signer,
@@ -200,7 +203,10 @@ async fn drive(
                     window,
                     &totals,
                 );
-                let Err(error) = outcome.await else { break };
+                let outcome = timeout_at(patience.into(), driven)
+                    .await
+                    .unwrap_or_else(|_| Err(anyhow!("the server does not answer")));
+                let Err(error) = outcome else { break };
                 *totals.borrow_mut().errors.entry(format!("{error:#}")).or_default() += 1;
                 match Connection::open(&target).await {
                     Ok(reopened) => connection = reopened,
