@@ -168,6 +168,6 @@ fn committed(epoch: i64, row: &Row) -> Committed {
         body: Bytes::copy_from_slice(row.get(7)),
         event: OnceLock::new(),
         delivery_id: OnceLock::new(),
-        frame: OnceLock::new(),
+        rendered: OnceLock::new(),
     }
 }

@@ -284,7 +284,7 @@ impl Subscription {
                     }
                     reached = event.position;
                     if self.wants.accepts(event) {
-                        frames.push(event.frame());
+                        frames.push(event.rendered(encode::event));
                     }
                 }
                 Ok(reached)
@@ -305,7 +305,7 @@ impl Subscription {
             Some(last) if events.len() == RESUME_READ_EVENTS => last.position,
             _ => upto,
         };
-        frames.extend(events.iter().map(Committed::frame));
+        frames.extend(events.iter().map(encode::event));
         Ok(reached)
     }
 
