@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 /// Figures of the first table, by measure.
 const FIGURES: &[(&str, &[(&str, &str)])] = &[
+    ("conditions", &[("/busy_processors", "busy with others")]),
     ("flush", &[("/p50_ms", "flush p50 ms"), ("/p99_ms", "flush p99 ms")]),
     (
         "callbacks",
