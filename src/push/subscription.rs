@@ -115,6 +115,9 @@ pub struct Subscription {
     wants: Box<Wants>,
     /// Everything up to here has been handed over.
     position: Position,
+    /// Every state that changed up to here has been handed over. Behind `position` while events
+    /// are caught up with: states wait for their events.
+    states_shown: Position,
     /// The position of the last message that carried an id.
     told: Position,
     /// Present for a stream of states; a stream of events follows the feed itself.
@@ -156,6 +159,7 @@ impl Subscription {
         let random = app.clock.id().as_u128() as u64;
         Self {
             position: resumed.unwrap_or(now),
+            states_shown: resumed.unwrap_or(now),
             told: Position::START,
             greeting: Some(Greeting {
                 reset: since.is_some() && resumed.is_none(),
@@ -265,14 +269,14 @@ impl Subscription {
 
     /// What came after the cursor, up to `upto`; moves the cursor as far as that goes.
     async fn gather(&mut self, upto: Position) -> Result<Vec<Bytes>, ExecuteError> {
-        let from = self.position;
         let mut frames = Vec::new();
         let reached =
             if self.wants.any_events() { self.events(upto, &mut frames).await? } else { upto };
         if reached == upto {
             // States come after the events they hold, and with the same right to be resumed from.
-            let states = self.states(from).await?;
+            let states = self.states(self.states_shown).await?;
             self.with_ids(states, upto, &mut frames);
+            self.states_shown = upto;
         }
         self.position = reached;
         if !frames.is_empty() {
