@@ -16,7 +16,8 @@ pub struct Client {
     http: reqwest::Client,
     /// The server's address.
     pub url: String,
-    token: String,
+    /// Its token.
+    pub token: String,
     secret: Secret,
 }
 
@@ -100,13 +101,28 @@ impl Client {
 
     /// Opens a stream, from an id on if one is given.
     pub async fn stream(&self, path: &str, last_event_id: Option<&str>) -> Messages {
+        self.try_stream(path, last_event_id).await.expect("the stream opens")
+    }
+
+    /// Opens a stream, if the server lets it.
+    pub async fn try_stream(&self, path: &str, last_event_id: Option<&str>) -> Option<Messages> {
         let mut request = self.http.get(format!("{}{path}", self.url)).bearer_auth(&self.token);
         if let Some(id) = last_event_id {
             request = request.header("last-event-id", id);
         }
-        let response = request.send().await.unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-        Messages { response, buffer: Vec::new(), id: String::new() }
+        let response = request.send().await.ok()?;
+        let open = response.status() == StatusCode::OK;
+        open.then_some(Messages { response, buffer: Vec::new(), id: String::new() })
+    }
+
+    /// The same client, of a server elsewhere or by another way.
+    pub fn at(&self, url: String) -> Self {
+        Self { url, ..self.clone() }
+    }
+
+    /// The id of the position before the first event.
+    pub async fn beginning(&self) -> String {
+        format!("{}-0", self.read("/readyz").await["epoch"])
     }
 }
 
