@@ -311,8 +311,7 @@ impl Subscription {
         frames: &mut Vec<Bytes>,
     ) -> Result<Position, ExecuteError> {
         let filter = self.filter().await?;
-        let events =
-            self.app.log.read(&filter, self.position, upto, self.read_events).await?;
+        let events = self.app.log.read(&filter, self.position, upto, self.read_events).await?;
         let mut reached = if events.len() < self.read_events { upto } else { self.position };
         let mut bytes = 0;
         for event in &events {
