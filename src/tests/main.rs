@@ -4,4 +4,6 @@
 mod faults;
 mod harness;
 mod postgres;
+mod rehearsal;
 mod routes;
+mod workflow;
