@@ -13,8 +13,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-pub use client::Client;
-pub use server::Server;
+pub use client::{Client, Message, Messages};
+pub use server::{Options, Server};
 
 /// The program under test.
 pub const MILEPOST: &str = env!("CARGO_BIN_EXE_milepost");
