@@ -148,7 +148,7 @@ pub fn limits(get: &impl Fn(&str) -> Option<String>, wrong: &mut Vec<String>) ->
             .split(',')
             .map(|part| {
                 let seconds: f64 = part.trim().parse().ok()?;
-                SignedDuration::try_from_secs_f64(seconds).ok().filter(|it| it.is_positive())
+                SignedDuration::try_from_secs_f64(seconds).ok().filter(SignedDuration::is_positive)
             })
             .collect();
         if parsed.is_none() {

@@ -29,7 +29,7 @@ enum Command {
     Dev(dev::Args),
     /// Run the server; every setting comes from the environment
     Serve(serve::Args),
-    /// Bring the database named by DATABASE_URL up to date
+    /// Bring the database named by `DATABASE_URL` up to date
     Migrate,
     /// Follow a job or an agent in the terminal
     Watch(watch::Args),

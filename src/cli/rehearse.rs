@@ -170,7 +170,7 @@ impl Workflow {
         let number =
             u32::from_str_radix(&self.args.job[self.args.job.len() - 4..], 16).unwrap_or(7);
         let body = match scene.name {
-            "started" => json!({"status": "provisioning", "workflow_run_id": self.run_id()}),
+            "started" => json!({"status": "provisioning", "workflow_run_id": run_id()}),
             "running" => json!({
                 "status": "running",
                 "server_id": format!("rehearsal-{number}"),
@@ -255,10 +255,10 @@ impl Workflow {
     fn has(&self, kind: FaultKind, at: &str) -> bool {
         self.args.faults.iter().any(|fault| fault.kind == kind && fault.at == at)
     }
+}
 
-    fn run_id(&self) -> String {
-        format!("rehearsal-{}", std::process::id())
-    }
+fn run_id() -> String {
+    format!("rehearsal-{}", std::process::id())
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ pub const REGION_CHARS_MAX: usize = 32;
 /// Where a server is built when nobody says.
 pub const DEFAULT_REGION: &str = "eu-central";
 
-/// The regions that servers can be built in.
-pub const REGIONS: [&str; 5] = ["us-east", "us-west", "eu-central", "eu-west", "eu-north"];
+/// The regions that servers can be built in, the default first.
+pub const REGIONS: [&str; 5] = [DEFAULT_REGION, "eu-north", "eu-west", "us-east", "us-west"];
 
 /// The type of the job that builds an agent's server.
 pub const PROVISION_AGENT: &str = "provision_agent";

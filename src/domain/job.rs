@@ -374,14 +374,11 @@ fn fail(job: &Job, failure: Failing, now: Timestamp, limits: &Limits) -> JobDeci
         server_id: failure.server_id,
         retry,
     };
-    match retry {
-        Some(retry) => {
-            JobDecision::applied(vec![failed.into()], Some((QueueState::Retry, retry.run_after)))
-        }
-        None => {
-            let ended = ProvisioningEnded { agent_id, job_id, outcome: Outcome::Failed };
-            JobDecision::applied(vec![failed.into(), ended.into()], Some((QueueState::Ended, now)))
-        }
+    if let Some(retry) = retry {
+        JobDecision::applied(vec![failed.into()], Some((QueueState::Retry, retry.run_after)))
+    } else {
+        let ended = ProvisioningEnded { agent_id, job_id, outcome: Outcome::Failed };
+        JobDecision::applied(vec![failed.into(), ended.into()], Some((QueueState::Ended, now)))
     }
 }
 

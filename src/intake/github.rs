@@ -241,7 +241,9 @@ fn mask(redactor: &Redactor, callback: &mut Callback) -> bool {
         CallbackKind::Heartbeat | CallbackKind::Started => {}
         CallbackKind::Step { step, metadata } => {
             text(step);
-            metadata.iter_mut().for_each(|value| redactor.mask_json(value));
+            if let Some(metadata) = metadata {
+                redactor.mask_json(metadata);
+            }
         }
         CallbackKind::Done { server_id, server_ip, tailscale_ip } => {
             [server_id, server_ip, tailscale_ip].into_iter().for_each(hide);

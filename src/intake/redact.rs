@@ -52,7 +52,9 @@ impl Redactor {
                 }
             }
             serde_json::Value::Array(items) => {
-                items.iter_mut().for_each(|item| self.mask_json(item))
+                for item in items {
+                    self.mask_json(item);
+                }
             }
             serde_json::Value::Object(fields) => {
                 fields.values_mut().for_each(|field| self.mask_json(field));

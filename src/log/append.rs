@@ -391,7 +391,7 @@ impl Appender {
                     body,
                     event: OnceLock::from(Ok(event)),
                     delivery_id: OnceLock::from(delivery_id.clone()),
-                    frame: OnceLock::new(),
+                    rendered: OnceLock::new(),
                 }));
                 index += 1;
             }
@@ -510,7 +510,7 @@ impl Found {
             body: self.body,
             event: OnceLock::from(Ok(self.event)),
             delivery_id: OnceLock::from(self.delivery_id),
-            frame: OnceLock::new(),
+            rendered: OnceLock::new(),
         })
     }
 }

@@ -25,7 +25,6 @@ pub use follow::{Feed, RING_BYTES_MAX, RING_EVENTS_MAX, Since};
 pub use read::{EventFilter, READ_EVENTS_MAX};
 
 use crate::metrics::Metrics;
-use crate::push::encode;
 
 /// A handle on the log; cheap to clone.
 #[derive(Clone)]
@@ -86,7 +85,7 @@ pub struct Decision {
     pub queue: Option<QueueRow>,
 }
 
-/// A job's row in the queue. Source: migrations/V2__queue.sql.
+/// A job's row in the queue. Source: `migrations/V2__queue.sql`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct QueueRow {
     /// The job.
@@ -124,7 +123,7 @@ pub struct Committed {
     pub body: Bytes,
     event: OnceLock<Result<Event, DecodeError>>,
     delivery_id: OnceLock<Option<String>>,
-    frame: OnceLock<Bytes>,
+    rendered: OnceLock<Bytes>,
 }
 
 /// The part of a header that folds need.
@@ -183,15 +182,9 @@ impl Committed {
         out.push(b'}');
     }
 
-    /// The event as one message on a stream; made once, shared by all subscribers.
-    pub fn frame(&self) -> Bytes {
-        self.frame
-            .get_or_init(|| {
-                let mut data = Vec::with_capacity(self.body.len() + self.header.len() + 300);
-                self.write_json(&mut data);
-                encode::message(self.epoch, self.position, "recorded", &data)
-            })
-            .clone()
+    /// The event as its subscribers get it: rendered by whoever asks first, shared by all.
+    pub fn rendered(&self, render: impl FnOnce(&Self) -> Bytes) -> Bytes {
+        self.rendered.get_or_init(|| render(self)).clone()
     }
 
     fn read_delivery_id(&self) -> Option<String> {

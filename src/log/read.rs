@@ -62,7 +62,7 @@ impl Log {
     /// Reads up to `limit` events after `after` and up to `upto`, ascending.
     ///
     /// # Errors
-    /// [`DatabaseError`] when the database cannot be asked. Source: migrations/V1__log.sql.
+    /// [`DatabaseError`] when the database cannot be asked. Source: `migrations/V1__log.sql`.
     pub async fn read(
         &self,
         filter: &EventFilter,
@@ -168,6 +168,6 @@ fn committed(epoch: i64, row: &Row) -> Committed {
         body: Bytes::copy_from_slice(row.get(7)),
         event: OnceLock::new(),
         delivery_id: OnceLock::new(),
-        frame: OnceLock::new(),
+        rendered: OnceLock::new(),
     }
 }

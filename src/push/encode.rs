@@ -8,6 +8,8 @@ use std::io::Write as _;
 use bytes::Bytes;
 use milepost_schemas::Position;
 
+use crate::log::Committed;
+
 /// What ends a chunked body.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
@@ -17,6 +19,13 @@ pub fn message(epoch: i64, position: Position, event: &'static str, data: &[u8])
     writeln!(text, "id: {epoch}-{position}").expect("a vector takes every write");
     fields(&mut text, event, data);
     chunk(&text)
+}
+
+/// An event of the log, as a chunk.
+pub fn event(event: &Committed) -> Bytes {
+    let mut data = Vec::with_capacity(event.body.len() + event.header.len() + 300);
+    event.write_json(&mut data);
+    message(event.epoch, event.position, "recorded", &data)
 }
 
 /// A message that many subscribers share but each resumes from elsewhere: [`id`] goes before it.

@@ -121,14 +121,9 @@ impl Hub {
         }
     }
 
-    /// Drops the states that nobody watches any more.
-    pub(super) fn tidy(&self) {
-        let mut inner = self.lock();
-        let all = inner.watchers.contains_key(&Topic::AllAgents);
-        let Inner { watchers, states, .. } = &mut *inner;
-        states.retain(|topic, _| {
-            watchers.contains_key(topic) || all && matches!(topic, Topic::Agent(_))
-        });
+    /// Whether anybody watches anything.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lock().watchers.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -139,6 +134,18 @@ impl Hub {
 impl Inner {
     fn wake(&self, topic: Topic, woken: &mut Vec<Arc<Notify>>) {
         woken.extend(self.watchers.get(&topic).into_iter().flatten().cloned());
+    }
+
+    /// Nobody watches this topic any more: its states go.
+    fn forget_unwatched(&mut self, topic: Topic) {
+        let Self { watchers, states, .. } = self;
+        match topic {
+            Topic::AllAgents => states.retain(|topic, _| watchers.contains_key(topic)),
+            Topic::Agent(_) if watchers.contains_key(&Topic::AllAgents) => {}
+            Topic::Agent(_) | Topic::Job(_) => {
+                states.remove(&topic);
+            }
+        }
     }
 
     fn forget_oldest_change(&mut self) {
@@ -164,6 +171,7 @@ impl Drop for Registration {
                 watchers.retain(|watcher| !Arc::ptr_eq(watcher, &self.notify));
                 if watchers.is_empty() {
                     inner.watchers.remove(topic);
+                    inner.forget_unwatched(*topic);
                 }
             }
         }

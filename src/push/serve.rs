@@ -40,10 +40,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A reader that takes nothing for this long is let go; it may resume where it stopped.
-const STALL_TIMEOUT: Duration = Duration::from_secs(300);
+const STALL_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A stream is ended after this, give or take a half, so that connections spread over nodes anew.
-const AGE_MAX: Duration = Duration::from_secs(45 * 60);
+const AGE_MAX: Duration = Duration::from_mins(45);
 
 /// Messages in one `writev`.
 const SLICES_MAX: usize = 64;
@@ -214,7 +214,9 @@ async fn write_messages(app: &App, socket: &TcpStream, stream: &mut Stream) -> i
         };
         let mut frames = messages.map_err(io::Error::other)?;
         if !stream.chunked {
-            frames.iter_mut().for_each(|frame| *frame = encode::unchunked(frame));
+            for frame in &mut frames {
+                *frame = encode::unchunked(frame);
+            }
         }
         let written = tokio::time::timeout(STALL_TIMEOUT, write_all(socket, &frames)).await;
         written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;

@@ -77,6 +77,12 @@ struct States {
 impl States {
     /// Folds a round of events, renders each state they changed once, and publishes.
     async fn round(&mut self, app: &App, events: &[Arc<Committed>]) {
+        let upto = events.last().map_or(app.hub.position(), |event| event.position);
+        if app.hub.is_idle() {
+            self.boards.clear();
+            self.jobs.clear();
+            return app.hub.publish(Vec::new(), upto, false);
+        }
         let all_agents = app.hub.is_watched(Topic::AllAgents);
         let mut watched = HashMap::new();
         let mut is_watched =
@@ -106,7 +112,6 @@ impl States {
                 }
             }
         }
-        let upto = events.last().map_or(app.hub.position(), |event| event.position);
         let mut states = Vec::with_capacity(agents.len() + jobs.len());
         for agent in agents {
             let frame = self.agent(app, agent).await;
@@ -116,7 +121,6 @@ impl States {
             states.extend(self.job(app, job).await.map(|frame| (Topic::Job(job), frame)));
         }
         app.hub.publish(states, upto, all_agents);
-        app.hub.tidy();
     }
 
     async fn agent(&mut self, app: &App, id: AgentId) -> Option<Bytes> {

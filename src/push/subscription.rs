@@ -245,7 +245,7 @@ impl Subscription {
             }
         }
         if self.wants.all_agents {
-            let boards = app.views.boards(&app.log, upto).await?;
+            let boards = app.views.boards(upto).await?;
             states.extend(boards.iter().filter_map(|board| instance_frame(&app, board)));
         }
         self.with_ids(states, upto, &mut frames);
@@ -284,7 +284,7 @@ impl Subscription {
                     }
                     reached = event.position;
                     if self.wants.accepts(event) {
-                        frames.push(event.frame());
+                        frames.push(event.rendered(encode::event));
                     }
                 }
                 Ok(reached)
@@ -305,7 +305,7 @@ impl Subscription {
             Some(last) if events.len() == RESUME_READ_EVENTS => last.position,
             _ => upto,
         };
-        frames.extend(events.iter().map(Committed::frame));
+        frames.extend(events.iter().map(encode::event));
         Ok(reached)
     }
 
@@ -332,7 +332,7 @@ impl Subscription {
             match hub.changed_since(from) {
                 Some(changed) => states.extend(changed),
                 None => {
-                    for board in self.app.views.boards(&self.app.log, self.position).await? {
+                    for board in self.app.views.boards(self.position).await? {
                         states.extend(instance_frame(&self.app, &board));
                     }
                 }

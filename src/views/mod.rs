@@ -33,12 +33,15 @@ const CATCH_UP_POLL: Duration = Duration::from_millis(20);
 /// How long the usual durations are good for.
 const USUAL_AGE_MAX: Duration = Duration::from_secs(5);
 
+/// The usual durations, and when they were read.
+type KeptUsual = (Instant, [Option<UsualDuration>; COUNT]);
+
 /// The views' tables; cheap to clone.
 #[derive(Clone)]
 pub struct Views {
     database: Database,
     wanted: Arc<watch::Sender<Position>>,
-    usual: Arc<Mutex<Option<(Instant, [Option<UsualDuration>; COUNT])>>>,
+    usual: Arc<Mutex<Option<KeptUsual>>>,
 }
 
 impl Views {
@@ -51,7 +54,7 @@ impl Views {
     ///
     /// # Errors
     /// [`ExecuteError::Database`] when the view cannot be read.
-    pub async fn boards(&self, _: &Log, at_least: Position) -> Result<Vec<Board>, ExecuteError> {
+    pub async fn boards(&self, at_least: Position) -> Result<Vec<Board>, ExecuteError> {
         self.catch_up(Boards::NAME, Boards::VERSION, at_least).await?;
         let client = self.database.get().await?;
         let statement = client

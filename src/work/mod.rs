@@ -27,6 +27,9 @@ const ROUND_ROWS_MAX: i64 = 256;
 /// How often the queue is looked at when no event says that something was queued.
 const POLL: Duration = Duration::from_millis(500);
 
+/// How long to wait between two rounds, at the least.
+const BREATH: Duration = Duration::from_millis(100);
+
 /// How long to wait after a round that failed.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 
@@ -61,7 +64,7 @@ async fn run(app: Arc<App>, worker: String, places: Arc<Semaphore>) {
             }
         }
         // A busy log wakes this at each commit: look no more often than a person would notice.
-        tokio::time::sleep(Duration::from_millis(25)).await;
+        tokio::time::sleep(BREATH).await;
         drop(tokio::time::timeout(POLL, head.changed()).await);
     }
 }

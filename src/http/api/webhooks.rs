@@ -24,6 +24,7 @@ pub const JOB_ID_CHARS_MAX: usize = 200;
 
 /// The answer once the event is durable.
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the name on the wire")]
 pub struct Received {
     received: bool,
     applied: bool,

@@ -97,7 +97,7 @@ async fn overview(
     Visitor(actor): Visitor,
 ) -> Result<Response, Trouble> {
     let (_, head) = app.log.head().await?;
-    let boards = app.views.boards(&app.log, head).await?;
+    let boards = app.views.boards(head).await?;
     let usual = app.views.usual().await?;
     let now = app.clock.now();
     let agents: Vec<_> = boards.iter().filter_map(|board| InstanceAnswer::of(board, now)).collect();
@@ -253,12 +253,11 @@ async fn login(
     let next = local(query.next.as_deref());
     let Some(once) = query.once else { return Ok(login_page(&app, None, next)) };
     let token = accounts::use_link(app.log.database(), &once, app.clock.now()).await?;
-    match token {
-        Some(token) => Ok(enter(&app, &token, &next)),
-        None => {
-            let used = "This link has been used, or is too old. Log in with your password.";
-            Ok(login_page(&app, Some(used.to_owned()), next))
-        }
+    if let Some(token) = token {
+        Ok(enter(&app, &token, &next))
+    } else {
+        let used = "This link has been used, or is too old. Log in with your password.";
+        Ok(login_page(&app, Some(used.to_owned()), next))
     }
 }
 

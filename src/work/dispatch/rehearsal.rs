@@ -47,7 +47,8 @@ pub async fn run(app: &App, order: AttemptOrder) {
 
 fn start(app: &App, order: &AttemptOrder) -> std::io::Result<Child> {
     let secret = app.config.callback_secrets.first().cloned().unwrap_or_default();
-    Command::new(std::env::current_exe()?)
+    // This very program, also after an upgrade has put another one in its place.
+    Command::new("/proc/self/exe")
         .arg("rehearse")
         .args(["--job", &order.job_id.to_string()])
         .args(["--agent", &order.agent_id.to_string()])
