@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use milepost_schemas::Metadata;
 use uuid::Uuid;
 
+use super::pages::Trouble;
 use super::problem::Problem;
 use crate::accounts;
 use crate::app::App;
@@ -75,7 +76,7 @@ impl FromRequestParts<Arc<App>> for Visitor {
                 let next: String = form_urlencoded::byte_serialize(next.as_bytes()).collect();
                 Err(Redirect::to(&format!("/login?next={next}")).into_response())
             }
-            Err(problem) => Err(problem.into_response()),
+            Err(problem) => Err(Trouble::from(problem).into_response()),
         }
     }
 }
