@@ -34,6 +34,13 @@ impl Client {
         self.http.request(method, format!("{}{path}", self.url))
     }
 
+    /// A form that has not been sent yet, with no credentials.
+    pub fn form(&self, path: &str, fields: &[(&str, &str)]) -> RequestBuilder {
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        let request = self.request(Method::POST, path);
+        request.header("content-type", "application/x-www-form-urlencoded").body(body)
+    }
+
     /// Sends a request and checks its answer against the documents.
     pub async fn send(&self, request: RequestBuilder) -> Answer {
         let request = request.build().unwrap();
@@ -144,6 +151,11 @@ impl Client {
         if let Some(id) = last_event_id {
             request = request.header("last-event-id", id);
         }
+        self.follow(request).await
+    }
+
+    /// Opens the stream a request asks for.
+    pub async fn follow(&self, request: RequestBuilder) -> Messages {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         let path = response.url().path().to_owned();

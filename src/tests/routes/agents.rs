@@ -76,7 +76,8 @@ async fn a_body_of_the_api_is_json_of_at_most_64_kib() {
         let request = client.request(Method::POST, "/api/agents");
         request.header("authorization", client.authorization())
     };
-    let form = post().form(&[("name", "mari")]);
+    let form = client.form("/api/agents", &[("name", "mari")]);
+    let form = form.header("authorization", client.authorization());
     assert_eq!(client.send(form).await.status, 415);
     let broken = post().header("content-type", "application/json").body("{\"name\":");
     assert_eq!(client.send(broken).await.status, 400);
@@ -104,7 +105,7 @@ async fn a_body_of_the_api_is_json_of_at_most_64_kib() {
 async fn nothing_is_found_under_an_id_that_nothing_has() {
     let server = Server::start().await;
     let client = server.client();
-    for id in [NOBODY, "mari", "0", "%2e%2e", "%FF"] {
+    for id in [NOBODY, "mari", "0", "%FF"] {
         for (method, tail) in [
             (Method::GET, ""),
             (Method::GET, "/instance"),
@@ -189,7 +190,13 @@ async fn each_state_of_an_instance_shows_its_step() {
             Some("network_configured"),
             "ccapp",
         ),
-        ("ansible", vec![step("ansible_started")], "provisioning", Some("ansible_started"), "cccap"),
+        (
+            "ansible",
+            vec![step("ansible_started")],
+            "provisioning",
+            Some("ansible_started"),
+            "cccap",
+        ),
         (
             "configured",
             vec![step("ansible_complete")],
@@ -213,8 +220,20 @@ async fn each_state_of_an_instance_shows_its_step() {
         ),
         ("running", vec![step("ansible_complete"), done.clone()], "running", None, "ccccc"),
         ("running at once", vec![done], "running", None, "ccccc"),
-        ("failed at provision", vec![started.clone(), failed("provision")], "failed", None, "ceppp"),
-        ("failed at configure", vec![started.clone(), failed("configure")], "failed", None, "cccep"),
+        (
+            "failed at provision",
+            vec![started.clone(), failed("provision")],
+            "failed",
+            None,
+            "ceppp",
+        ),
+        (
+            "failed at configure",
+            vec![started.clone(), failed("configure")],
+            "failed",
+            None,
+            "cccep",
+        ),
         (
             "failed at configure-agent",
             vec![started.clone(), failed("configure-agent")],
