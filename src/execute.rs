@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use lru::LruCache;
 use milepost_projections::{Agent, Job};
@@ -15,6 +16,10 @@ use crate::log::{AppendError, Committed, DatabaseError, Decision, Expected, Log,
 
 /// How often a decision is made anew because its stream moved on meanwhile.
 const CONFLICTS_MAX: u32 = 8;
+
+/// How long a command to a job may take, with its wait for those before it: while the log is out
+/// of reach, each of them waits for it. Below the 10 s after which most webhook senders give up.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(9);
 
 /// Jobs whose state is kept in memory; one that is not costs a read of its few events.
 const JOBS_CACHED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("it is not zero");
@@ -92,6 +97,16 @@ impl Default for JobCache {
 /// # Errors
 /// [`ExecuteError`]; nothing of it is in the log then, unless the log was `Unavailable`.
 pub async fn to_job(
+    app: &App,
+    id: JobId,
+    command: JobCommand,
+    metadata: Metadata,
+) -> Result<JobOutcome, ExecuteError> {
+    let executed = try_to_job(app, id, command, metadata);
+    tokio::time::timeout(COMMAND_TIMEOUT, executed).await.unwrap_or(Err(ExecuteError::Unavailable))
+}
+
+async fn try_to_job(
     app: &App,
     id: JobId,
     command: JobCommand,

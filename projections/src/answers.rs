@@ -353,3 +353,169 @@ fn attempt_status(job: &Job, attempt: &AttemptState) -> &'static str {
         JobStatus::Cancelled => "cancelled",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use milepost_schemas::Event;
+
+    use super::*;
+    use crate::tests::{
+        at, cancelled, created, failed, fold_board, ordered, requested, retried, server, started,
+        step, succeeded,
+    };
+
+    /// The answer after an order and what followed.
+    fn after(events: impl IntoIterator<Item = Event>) -> InstanceAnswer {
+        let begun = std::iter::once(created()).chain(ordered());
+        InstanceAnswer::of(&fold_board(begun.chain(events)), at(3_600)).unwrap()
+    }
+
+    /// A started attempt that told these steps.
+    fn told(steps: &[&str]) -> Vec<Event> {
+        let steps = steps.iter().map(|it| step(1, it));
+        [requested(1), started(1)].into_iter().chain(steps).collect()
+    }
+
+    /// Status, current step, and the first letters of the five steps' statuses.
+    fn row(answer: &InstanceAnswer) -> (&'static str, Option<&str>, String) {
+        let instance = answer.instance.as_ref().unwrap();
+        let steps = answer.steps.iter().map(|step| &step.status.as_str()[..1]).collect();
+        (instance.status.as_str(), instance.current_step.as_deref(), steps)
+    }
+
+    #[test]
+    fn the_five_steps_have_their_ids_and_labels() {
+        let steps = after([]).steps.map(|step| (step.id, step.label));
+        let expected = [
+            ("queued", "Queued"),
+            ("creating", "Creating Server"),
+            ("installing", "Installing Dependencies"),
+            ("configuring", "Configuring Agent"),
+            ("running", "Running"),
+        ];
+        assert_eq!(steps, expected);
+    }
+
+    #[test]
+    fn each_status_and_current_step_shows_its_five_steps() {
+        for (events, expected) in [
+            (vec![], ("pending", None, "apppp")),
+            (vec![requested(1)], ("pending", None, "apppp")),
+            (told(&[]), ("provisioning", None, "cappp")),
+            (told(&["new"]), ("provisioning", None, "cappp")),
+            (vec![requested(1), step(1, "new")], ("provisioning", None, "cappp")),
+            (told(&["vm_created"]), ("provisioning", Some("vm_created"), "ccapp")),
+            (told(&["vm_created", "new"]), ("provisioning", Some("vm_created"), "ccapp")),
+            (told(&["network_configured"]), ("provisioning", Some("network_configured"), "ccapp")),
+            (told(&["ansible_started"]), ("provisioning", Some("ansible_started"), "cccap")),
+            (told(&["ansible_complete"]), ("provisioning", Some("ansible_complete"), "cccca")),
+            (
+                told(&["ansible_started", "vm_created"]),
+                ("provisioning", Some("ansible_started"), "cccap"),
+            ),
+        ] {
+            let expected = (expected.0, expected.1, expected.2.to_owned());
+            assert_eq!(row(&after(events.clone())), expected, "{events:?}");
+        }
+    }
+
+    #[test]
+    fn a_running_instance_has_all_five_behind_it_and_no_current_step() {
+        for steps in [&[][..], &["vm_created"], &["ansible_complete"]] {
+            let answer = after(told(steps).into_iter().chain(succeeded(Some(server()))));
+            assert_eq!(row(&answer), ("running", None, "ccccc".to_owned()));
+            assert_eq!(answer.agent.status, "active");
+            let instance = answer.instance.unwrap();
+            assert_eq!(instance.server_ip.as_deref(), Some("192.0.2.1"));
+            assert_eq!(answer.uptime, Some(3_600 - instance.running_since.unwrap().as_second()));
+        }
+    }
+
+    #[test]
+    fn a_running_instance_without_its_facts_says_what_is_missing() {
+        let instance = after(told(&[]).into_iter().chain(succeeded(None))).instance.unwrap();
+        assert_eq!((instance.server_id, instance.missing), (None, vec!["server_ip".to_owned()]));
+    }
+
+    #[test]
+    fn each_failure_stands_where_the_table_puts_it() {
+        for (steps, failed_step, step, expected) in [
+            // The last step known goes before what the workflow says failed.
+            (&["vm_created"][..], Some("provision"), None, "ccepp"),
+            (&["network_configured"], None, None, "ccepp"),
+            (&["ansible_started"], Some("configure"), None, "cccep"),
+            (&["ansible_started", "vm_created"], Some("provision"), None, "cccep"),
+            (&["ansible_complete"], Some("configure"), None, "cccce"),
+            // The failure itself may name it.
+            (&[], Some("configure"), Some("ansible_started"), "cccep"),
+            (&["vm_created"], None, Some("ansible_complete"), "cccce"),
+            (&["ansible_started"], None, Some("vm_created"), "cccep"),
+            // No step known: where the workflow says.
+            (&[], Some("provision"), None, "ceppp"),
+            (&[], Some("configure"), None, "cccep"),
+            (&[], Some("configure_agent"), Some("new"), "cccep"),
+            (&["new"], Some("provision"), None, "ceppp"),
+            // Nothing says where.
+            (&[], Some("elsewhere"), None, "ccepp"),
+            (&[], None, None, "ccepp"),
+            (&["new"], None, None, "ccepp"),
+        ] {
+            for retry in [true, false] {
+                let mut events = told(steps);
+                events.push(failed(failed_step, step, retry));
+                let (status, _, shown) = row(&after(events));
+                assert_eq!(status, "failed");
+                assert_eq!(shown, expected, "{steps:?} {failed_step:?} {step:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn while_a_retry_is_scheduled_the_failed_attempt_is_shown_with_the_time_of_the_next() {
+        let mut events = told(&["ansible_started"]);
+        events.push(failed(Some("configure"), None, true));
+        let answer = after(events.clone());
+        assert_eq!(row(&answer), ("failed", Some("ansible_started"), "cccep".to_owned()));
+        let instance = answer.instance.unwrap();
+        assert_eq!((instance.attempt, instance.retry_at), (1, Some(at(500))));
+        assert_eq!(instance.error.as_deref(), Some("no route to host"));
+
+        events.push(retried());
+        let answer = after(events);
+        assert_eq!(row(&answer), ("pending", None, "apppp".to_owned()));
+        let instance = answer.instance.unwrap();
+        assert_eq!((instance.attempt, instance.retry_at, instance.error), (2, None, None));
+    }
+
+    #[test]
+    fn a_cancelled_job_stops_where_it_stood() {
+        for (events, expected) in
+            [(vec![], "epppp"), (told(&[]), "ceppp"), (told(&["ansible_started"]), "cccep")]
+        {
+            let answer = after(events.into_iter().chain([cancelled()]));
+            let (status, _, steps) = row(&answer);
+            assert_eq!((status, steps.as_str()), ("failed", expected));
+            assert_eq!(answer.instance.unwrap().error_code.as_deref(), Some("CANCELLED"));
+        }
+    }
+
+    #[test]
+    fn an_agent_without_an_order_has_no_instance_and_five_pending_steps() {
+        let answer = InstanceAnswer::of(&fold_board([created()]), at(0)).unwrap();
+        assert_eq!((answer.instance, answer.agent.status), (None, "new"));
+        assert!(answer.steps.iter().all(|step| step.status.as_str() == "pending"));
+        assert!(InstanceAnswer::of(&fold_board([]), at(0)).is_none());
+    }
+
+    #[test]
+    fn a_timeline_tells_every_attempt_with_its_own_steps_and_error() {
+        let mut events = told(&["ansible_started"]);
+        events.extend([failed(Some("configure"), None, true), retried(), requested(2), started(2)]);
+        let board = fold_board(std::iter::once(created()).chain(ordered()).chain(events));
+        let answer = JobAnswer::of(board.job.as_ref().unwrap());
+        let told =
+            answer.timeline.iter().map(|it| (it.attempt, it.status, it.error_code.is_some()));
+        assert_eq!(told.collect::<Vec<_>>(), [(1, "failed", true), (2, "running", false)]);
+        assert_eq!((answer.attempt_count, answer.max_attempts, answer.error_code), (2, 4, None));
+    }
+}

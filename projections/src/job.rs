@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use jiff::Timestamp;
-use milepost_schemas::event::{JobFailed, JobQueued, NotApplied};
+use milepost_schemas::event::{JobFailed, JobQueued, NotApplied, WORKFLOW_FAILED};
 use milepost_schemas::{AgentId, Attempt, Event, InstanceId, JobId, Position};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -282,6 +282,9 @@ impl Job {
                 let attempt = self.current();
                 attempt.started_at = None;
                 attempt.heard_at = None;
+                if event.attempt == Attempt::FIRST {
+                    self.started_at = None;
+                }
             }
             Event::ProvisioningStarted(event) => {
                 self.run(at);
@@ -363,7 +366,10 @@ impl Job {
             failed_step: event.failed_step.clone(),
             server_id: event.server_id.clone(),
         });
-        self.remember(recorded, event.attempt, "failed", event.step.as_deref(), None);
+        // A deadline is nobody's callback: the workflow's own word may still come.
+        if event.error_code == WORKFLOW_FAILED {
+            self.remember(recorded, event.attempt, "failed", event.step.as_deref(), None);
+        }
     }
 
     fn current(&mut self) -> &mut AttemptState {
@@ -495,5 +501,51 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         | Event::InstanceRequested(_)
         | Event::InstanceStarted(_)
         | Event::CallbackRejected(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{JOB, fold_job, queued, step};
+
+    #[test]
+    fn the_windows_of_seen_callbacks_stay_within_their_bounds() {
+        let count = DELIVERIES_MAX + CALLBACKS_MAX;
+        let steps = (0..count).map(|n| (step(1, &format!("step-{n}")), Some(format!("id-{n}"))));
+        let job = fold_job(std::iter::once((queued(), None)).chain(steps)).unwrap();
+        assert_eq!(job.deliveries.len(), DELIVERIES_MAX);
+        assert_eq!(job.callbacks.len(), CALLBACKS_MAX);
+        // The latest are kept.
+        let last = Position(count as u64 + 1);
+        let by_id = job.seen(Some(&format!("id-{}", count - 1)), Attempt(1), "step", None);
+        assert_eq!(by_id.map(|seen| seen.position), Some(last));
+        assert_eq!(job.seen(Some("id-0"), Attempt(1), "step", None), None);
+        assert_eq!(job.seen(None, Attempt(1), "step", Some("step-0")), None);
+    }
+
+    #[test]
+    fn a_failure_by_a_deadline_is_not_taken_for_the_workflows_word() {
+        let failed = |code: &str| {
+            JobFailed {
+                job_id: JOB,
+                agent_id: crate::tests::AGENT,
+                attempt: Attempt(1),
+                error_code: code.into(),
+                error_message: String::new(),
+                truncated: false,
+                failed_step: None,
+                step: None,
+                server_id: None,
+                retry: None,
+            }
+            .into()
+        };
+        let seen = |code: &str| {
+            let job = fold_job([(queued(), None), (failed(code), None)]).unwrap();
+            job.seen(None, Attempt(1), "failed", None).map(|seen| seen.position)
+        };
+        assert_eq!(seen(WORKFLOW_FAILED), Some(Position(2)));
+        assert_eq!(seen("HEARTBEAT_TIMEOUT"), None);
     }
 }

@@ -9,6 +9,8 @@ pub mod answers;
 pub mod board;
 pub mod job;
 pub mod steps;
+#[cfg(test)]
+mod tests;
 pub mod usual;
 
 use jiff::Timestamp;

@@ -34,3 +34,44 @@ pub fn usual<'a>(succeeded: impl IntoIterator<Item = &'a Job>) -> [Option<UsualD
         (samples.len() >= SAMPLES_MIN).then(|| UsualDuration { p50_ms: at(50), p95_ms: at(95) })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Jobs;
+    use crate::tests::{at, queued, started, succeeded};
+    use crate::{Projection, Recorded};
+    use milepost_schemas::Position;
+
+    /// A job that waited this long, then ran this long.
+    fn job(waited_seconds: i64, ran_seconds: i64) -> Job {
+        let ended = succeeded(None).remove(0);
+        let times = [0, waited_seconds, waited_seconds + ran_seconds].map(at);
+        let mut state = None;
+        for (event, recorded_at) in [queued(), started(1), ended].iter().zip(times) {
+            let (position, stream) = (Position(1), crate::tests::JOB.stream());
+            let recorded =
+                Recorded { position, stream, version: 1, recorded_at, delivery_id: None, event };
+            Jobs::apply(&mut state, &recorded);
+        }
+        state.unwrap()
+    }
+
+    #[test]
+    fn too_few_samples_say_nothing() {
+        let jobs: Vec<Job> = (1..=SAMPLES_MIN as i64).map(|n| job(n, 60)).collect();
+        assert_eq!(usual(&[]), [None; COUNT]);
+        assert_eq!(usual(&jobs[1..]), [None; COUNT]);
+        assert!(usual(&jobs)[0].is_some());
+    }
+
+    #[test]
+    fn the_median_and_the_95th_percentile_are_told_for_each_step() {
+        let jobs: Vec<Job> = (1..=100).rev().map(|n| job(n, 60)).collect();
+        let usual = usual(&jobs);
+        assert_eq!(usual[0], Some(UsualDuration { p50_ms: 51_000, p95_ms: 96_000 }));
+        assert_eq!(usual[1], Some(UsualDuration { p50_ms: 60_000, p95_ms: 60_000 }));
+        // Implied by a later step: nobody knows how long they took.
+        assert_eq!(usual[2..4], [None, None]);
+    }
+}

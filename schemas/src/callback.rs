@@ -158,7 +158,10 @@ impl Callback {
         if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
             return Err(CallbackError::Malformed("it is an array".into()));
         }
-        let wire: Wire<'_> = serde_json::from_slice(body)
+        // serde skips unknown fields without a look at their bytes.
+        let body = std::str::from_utf8(body)
+            .map_err(|_| CallbackError::Malformed("it is not UTF-8".into()))?;
+        let wire: Wire<'_> = serde_json::from_str(body)
             .map_err(|error| CallbackError::Malformed(error.to_string()))?;
         let job_id = text("job_id", wire.job_id)?.filter(|id| !id.is_empty());
         let kind = text("type", wire.kind)?;
@@ -228,7 +231,10 @@ fn text(name: &'static str, raw: Option<&RawValue>) -> Result<Option<String>, Ca
     let Some(raw) = raw else { return Ok(None) };
     match serde_json::from_str::<Cow<'_, str>>(raw.get()) {
         Ok(text) => Ok(Some(text.into_owned())),
-        Err(_) => scalar(name, any(Some(raw))),
+        Err(_) => match serde_json::from_str(raw.get()) {
+            Ok(value) => scalar(name, Some(value)),
+            Err(_) => Err(CallbackError::Field(name, "a string")),
+        },
     }
 }
 
@@ -245,10 +251,13 @@ fn scalar(name: &'static str, value: Option<Value>) -> Result<Option<String>, Ca
 
 /// An error may come as text or as any JSON; both are somebody's words.
 fn words(raw: Option<&RawValue>) -> Option<String> {
-    any(raw).map(|value| match value {
-        Value::String(text) => text,
-        other => other.to_string(),
-    })
+    match serde_json::from_str(raw?.get()) {
+        Ok(Value::Null) => None,
+        Ok(Value::String(text)) => Some(text),
+        Ok(other) => Some(other.to_string()),
+        // Half a surrogate pair, or too deep: the words as they came say more than none.
+        Err(_) => raw.map(|raw| raw.get().to_owned()),
+    }
 }
 
 fn attempt(raw: Option<&RawValue>) -> Result<Option<Attempt>, CallbackError> {
@@ -338,6 +347,41 @@ mod tests {
         assert_eq!(attempt("null"), Ok(None));
         for wrong in ["0", "-1", "1.5", "\"x\"", "[]", "4294967296"] {
             assert!(matches!(attempt(wrong), Err(CallbackError::Field("attempt", _))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_utf_8_is_refused_wherever_it_is_not() {
+        for body in [
+            b"{\"job_id\":\"j\",\"type\":\"heartbeat\",\"note\":\"\xff\"}".as_slice(),
+            b"{\"job_id\":\"\xff\",\"type\":\"heartbeat\"}",
+        ] {
+            assert!(matches!(Callback::parse(body), Err(CallbackError::Malformed(_))));
+        }
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_read_is_refused_not_taken_for_absent() {
+        let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+        for wrong in [&deep, "1e999", r#""\ud800""#, "true", "{}"] {
+            let body = format!(r#"{{"job_id":"j","status":"provisioning","step":{wrong}}}"#);
+            assert_eq!(parse(&body), Err(CallbackError::Field("step", "a string")), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_any_json_is_somebodys_words() {
+        for (error, expected) in [
+            ("null", None),
+            (r#""no route""#, Some("no route")),
+            (r#"{"code":4}"#, Some(r#"{"code":4}"#)),
+            (r#""half \ud800 a pair""#, Some(r#""half \ud800 a pair""#)),
+        ] {
+            let body = format!(r#"{{"job_id":"j","status":"failed","error":{error}}}"#);
+            let CallbackKind::Failed { error, .. } = parse(&body).unwrap().kind else {
+                panic!("it failed");
+            };
+            assert_eq!(error.as_deref(), expected);
         }
     }
 

@@ -341,6 +341,9 @@ pub struct JobSucceeded {
     pub attempt: Attempt,
 }
 
+/// The code of a failure that the workflow itself reported; the others were found by Milepost.
+pub const WORKFLOW_FAILED: &str = "WORKFLOW_FAILED";
+
 /// An attempt failed. The job ends with it, unless `retry` names the next. Stream: the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobFailed {
@@ -350,7 +353,8 @@ pub struct JobFailed {
     pub agent_id: AgentId,
     /// The attempt that failed.
     pub attempt: Attempt,
-    /// A stable code: `WORKFLOW_FAILED`, `HEARTBEAT_TIMEOUT`, `ATTEMPT_TIMEOUT`, `DISPATCH_LOST`.
+    /// A stable code: `WORKFLOW_FAILED`, `HEARTBEAT_TIMEOUT`, `ATTEMPT_TIMEOUT`, `DISPATCH_LOST`,
+    /// `RUN_ENDED`.
     pub error_code: String,
     /// The tool's last words, at most 10 KiB.
     pub error_message: String,

@@ -6,6 +6,7 @@
 //! one golden example of every event version ever stored (`golden/`, never edited).
 
 pub mod callback;
+pub mod documents;
 pub mod event;
 mod ids;
 pub mod metadata;

@@ -84,7 +84,10 @@ impl FromRequestParts<Arc<App>> for Visitor {
 async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Option<Actor>, Problem> {
     let database = app.log.database();
     if let Some(value) = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()) {
-        let Some(token) = value.strip_prefix("Bearer ") else { return Ok(None) };
+        let Some((scheme, token)) = value.split_once(' ') else { return Ok(None) };
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Ok(None);
+        }
         let name = accounts::token_name(database, token.trim()).await?;
         return Ok(name.map(|name| Actor {
             name: format!("token:{name}"),

@@ -45,6 +45,11 @@ const STALL_TIMEOUT: Duration = Duration::from_mins(5);
 /// A stream is ended after this, give or take a half, so that connections spread over nodes anew.
 const AGE_MAX: Duration = Duration::from_mins(45);
 
+/// Bytes the kernel keeps that it could not send yet. It would take megabytes of a slow reader's
+/// messages by itself, all of them old by the time they are read.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES_MAX: u32 = 64 << 10;
+
 /// Messages in one `writev`.
 const SLICES_MAX: usize = 64;
 
@@ -65,6 +70,8 @@ struct Stream {
     subscription: Subscription,
     chunked: bool,
     expires_at: Option<Timestamp>,
+    /// A message has gone out in part: nothing but its rest may follow.
+    within_message: bool,
 }
 
 /// Answers a request with a stream. `expires_at`: when the session behind it ends.
@@ -80,7 +87,7 @@ pub fn respond(
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     let slot = request.extensions().get::<Slot>().cloned().unwrap_or_default();
     let chunked = request.version() == Version::HTTP_11;
-    let stream = Stream { subscription, chunked, expires_at };
+    let stream = Stream { subscription, chunked, expires_at, within_message: false };
     *slot.0.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
     *response.body_mut() = Body::new(TakenBody(slot));
     response
@@ -180,6 +187,8 @@ async fn serve_requests(
 
 /// Writes a subscriber's messages until either side ends.
 async fn serve_stream(app: &App, socket: TcpStream, mut stream: Stream) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     let random = app.clock.id().as_u128() as u64;
     let age = AGE_MAX.mul_f64(0.5 + (random % 1_000) as f64 / 1_000.0);
     let left = stream.expires_at.map_or(age, |at| {
@@ -197,7 +206,7 @@ async fn serve_stream(app: &App, socket: TcpStream, mut stream: Stream) -> io::R
         () = peer_closed(&socket) => return Ok(()),
         () = ended => {}
     }
-    if stream.chunked {
+    if stream.chunked && !stream.within_message {
         // A peer that is behind gets no clean end; its browser resumes all the same.
         drop(socket.try_write(encode::LAST_CHUNK));
     }
@@ -218,14 +227,19 @@ async fn write_messages(app: &App, socket: &TcpStream, stream: &mut Stream) -> i
                 *frame = encode::unchunked(frame);
             }
         }
-        let written = tokio::time::timeout(STALL_TIMEOUT, write_all(socket, &frames)).await;
+        let writing = write_all(socket, &frames, &mut stream.within_message);
+        let written = tokio::time::timeout(STALL_TIMEOUT, writing).await;
         written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         app.metrics.deliveries.inc_by(frames.len() as u64);
     }
 }
 
-/// Writes all frames, as many in one call as fit.
-async fn write_all(socket: &TcpStream, frames: &[Bytes]) -> io::Result<()> {
+/// Writes all frames, as many in one call as fit. Says in between whether one is out in part.
+async fn write_all(
+    socket: &TcpStream,
+    frames: &[Bytes],
+    within_message: &mut bool,
+) -> io::Result<()> {
     let (mut first, mut offset) = (0, 0);
     while first < frames.len() {
         match try_write(socket, &frames[first..], offset) {
@@ -236,6 +250,7 @@ async fn write_all(socket: &TcpStream, frames: &[Bytes]) -> io::Result<()> {
                     first += 1;
                 }
                 offset = written;
+                *within_message = offset > 0;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
             Err(error) => return Err(error),

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -17,7 +18,7 @@ use super::encode;
 use super::hub::Topic;
 use crate::app::App;
 use crate::execute::{self, ExecuteError};
-use crate::log::{Committed, EventFilter, READ_EVENTS_MAX, Since};
+use crate::log::{Committed, DatabaseError, EventFilter, READ_EVENTS_MAX, Since};
 use crate::views;
 
 /// States kept between changes; one that is not costs a read of its few events.
@@ -25,6 +26,9 @@ const STATES_CACHED_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("it is n
 
 /// Events folded before what came of them is shown.
 const ROUND_EVENTS_MAX: usize = 4_096;
+
+/// How long to wait before the database is asked again.
+const AFTER_ERROR: Duration = Duration::from_millis(200);
 
 /// Starts to follow; runs until shutdown.
 pub fn start(app: Arc<App>) {
@@ -52,7 +56,7 @@ async fn follow(app: Arc<App>) {
             Ok(events) => states.round(&app, &events).await,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "states cannot follow");
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                tokio::time::sleep(AFTER_ERROR).await;
             }
         }
     }
@@ -125,7 +129,7 @@ impl States {
 
     async fn agent(&mut self, app: &App, id: AgentId) -> Option<Bytes> {
         if !self.boards.contains(&id) {
-            let board = views::read_board(&app.log, id).await.inspect_err(cannot_read).ok()??;
+            let board = once_readable(|| views::read_board(&app.log, id)).await??;
             self.boards.put(id, board);
         }
         instance_frame(app, self.boards.get(&id)?)
@@ -133,7 +137,7 @@ impl States {
 
     async fn job(&mut self, app: &App, id: JobId) -> Option<Bytes> {
         if !self.jobs.contains(&id) {
-            let job = execute::read_job(&app.log, id).await.inspect_err(cannot_read).ok()?;
+            let job = once_readable(|| execute::read_job(&app.log, id)).await?;
             self.jobs.put(id, job);
         }
         Some(job_frame(self.jobs.get(&id)?.as_ref()?))
@@ -154,6 +158,22 @@ fn render(name: &'static str, answer: &impl Serialize) -> Bytes {
     encode::message_without_id(name, &serde_json::to_vec(answer).expect("an answer is plain data"))
 }
 
-fn cannot_read(error: &ExecuteError) {
-    tracing::warn!(error = error as &dyn std::error::Error, "a state cannot be read");
+/// Reads a state, however long the database is out of reach: whoever watches it would not be told
+/// of it again. `None` where it cannot be read at all.
+async fn once_readable<T, F: Future<Output = Result<T, ExecuteError>>>(
+    read: impl Fn() -> F,
+) -> Option<T> {
+    loop {
+        let error = match read().await {
+            Ok(state) => return Some(state),
+            Err(error) => error,
+        };
+        tracing::warn!(error = &error as &dyn std::error::Error, "a state cannot be read");
+        match error {
+            ExecuteError::Database(DatabaseError::Pool(_) | DatabaseError::Postgres(_)) => {
+                tokio::time::sleep(AFTER_ERROR).await;
+            }
+            _ => return None,
+        }
+    }
 }

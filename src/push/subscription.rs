@@ -26,14 +26,22 @@ use crate::views;
 /// Topics one stream may watch: a page watches one or two, a shared one those of all tabs.
 pub const WANTS_MAX: usize = 64;
 
-/// Events read from the log at once for a subscriber that is far behind.
+/// Events read from the log at once for a subscriber that is far behind; fewer where they are
+/// large.
 pub const RESUME_READ_EVENTS: usize = 1_000;
+
+/// Events the first such read asks for, when nothing is known of their size.
+const FIRST_READ_EVENTS: usize = 128;
 
 /// Events looked at in memory at once.
 const RING_EVENTS: usize = 1_024;
 
 /// Messages handed over in one write.
 const BATCH_FRAMES_MAX: usize = 256;
+
+/// Bytes of events handed over in one write, with the event that goes beyond: what a reader that
+/// has stopped reading keeps in memory.
+const BATCH_BYTES_MAX: usize = 128 << 10;
 
 /// How often a page's stream says that it is alive and how far it is.
 const PAGE_TICK: Duration = Duration::from_secs(5);
@@ -107,6 +115,9 @@ pub struct Subscription {
     wants: Box<Wants>,
     /// Everything up to here has been handed over.
     position: Position,
+    /// Every state that changed up to here has been handed over. Behind `position` while events
+    /// are caught up with: states wait for their events.
+    states_shown: Position,
     /// The position of the last message that carried an id.
     told: Position,
     /// Present for a stream of states; a stream of events follows the feed itself.
@@ -115,6 +126,8 @@ pub struct Subscription {
     greeting: Option<Greeting>,
     /// A page is told once that it has caught up.
     catching_up: bool,
+    /// Events the next read of the log asks for: about as many as go out in one write.
+    read_events: usize,
 }
 
 /// What a stream begins with.
@@ -146,6 +159,7 @@ impl Subscription {
         let random = app.clock.id().as_u128() as u64;
         Self {
             position: resumed.unwrap_or(now),
+            states_shown: resumed.unwrap_or(now),
             told: Position::START,
             greeting: Some(Greeting {
                 reset: since.is_some() && resumed.is_none(),
@@ -153,6 +167,7 @@ impl Subscription {
                 retry_ms: 1_000 + random % 2_000,
             }),
             catching_up: registration.is_some(),
+            read_events: FIRST_READ_EVENTS,
             app,
             wants: Box::new(wants),
             registration,
@@ -254,14 +269,14 @@ impl Subscription {
 
     /// What came after the cursor, up to `upto`; moves the cursor as far as that goes.
     async fn gather(&mut self, upto: Position) -> Result<Vec<Bytes>, ExecuteError> {
-        let from = self.position;
         let mut frames = Vec::new();
         let reached =
             if self.wants.any_events() { self.events(upto, &mut frames).await? } else { upto };
         if reached == upto {
             // States come after the events they hold, and with the same right to be resumed from.
-            let states = self.states(from).await?;
+            let states = self.states(self.states_shown).await?;
             self.with_ids(states, upto, &mut frames);
+            self.states_shown = upto;
         }
         self.position = reached;
         if !frames.is_empty() {
@@ -271,20 +286,22 @@ impl Subscription {
     }
 
     async fn events(
-        &self,
+        &mut self,
         upto: Position,
         frames: &mut Vec<Bytes>,
     ) -> Result<Position, ExecuteError> {
         match self.app.log.feed().since(self.position, RING_EVENTS) {
             Since::Events(events) => {
-                let mut reached = self.position;
+                let (mut reached, mut bytes) = (self.position, 0);
                 for event in events.iter().take_while(|event| event.position <= upto) {
-                    if frames.len() == BATCH_FRAMES_MAX {
+                    if frames.len() == BATCH_FRAMES_MAX || bytes >= BATCH_BYTES_MAX {
                         return Ok(reached);
                     }
                     reached = event.position;
                     if self.wants.accepts(event) {
-                        frames.push(event.rendered(encode::event));
+                        let frame = event.rendered(encode::event);
+                        bytes += frame.len();
+                        frames.push(frame);
                     }
                 }
                 Ok(reached)
@@ -294,18 +311,27 @@ impl Subscription {
     }
 
     async fn events_from_log(
-        &self,
+        &mut self,
         upto: Position,
         frames: &mut Vec<Bytes>,
     ) -> Result<Position, ExecuteError> {
         let filter = self.filter().await?;
-        let log = &self.app.log;
-        let events = log.read(&filter, self.position, upto, RESUME_READ_EVENTS).await?;
-        let reached = match events.last() {
-            Some(last) if events.len() == RESUME_READ_EVENTS => last.position,
-            _ => upto,
-        };
-        frames.extend(events.iter().map(encode::event));
+        let events = self.app.log.read(&filter, self.position, upto, self.read_events).await?;
+        let mut reached = if events.len() < self.read_events { upto } else { self.position };
+        let mut bytes = 0;
+        for event in &events {
+            if bytes >= BATCH_BYTES_MAX {
+                // The rest is read again: next time fewer are asked for.
+                reached = Position(event.position.0 - 1);
+                break;
+            }
+            reached = reached.max(event.position);
+            let frame = encode::event(event);
+            bytes += frame.len();
+            frames.push(frame);
+        }
+        let size = bytes / frames.len().max(1);
+        self.read_events = (BATCH_BYTES_MAX / size.max(1)).clamp(1, RESUME_READ_EVENTS);
         Ok(reached)
     }
 

@@ -55,6 +55,8 @@ fn folds_and_schemas_do_no_io() {
         [rust_files(&root.join("schemas/src")), rust_files(&root.join("projections/src"))].concat()
     {
         let text = fs::read_to_string(&file).unwrap();
+        // Their tests read what stands beside them.
+        let text = text.split("#[cfg(test)]").next().unwrap();
         for forbidden in ["std::fs", "std::net", "std::time", "tokio", "async "] {
             assert!(!text.contains(forbidden), "{} has {forbidden}", file.display());
         }

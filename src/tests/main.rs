@@ -2,6 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod arrows;
+mod browser;
+mod faults;
 mod harness;
 mod postgres;
+mod rehearsal;
 mod routes;
+mod workflow;

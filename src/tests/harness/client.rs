@@ -19,7 +19,8 @@ pub struct Client {
     http: reqwest::Client,
     /// The server's address.
     pub url: String,
-    token: String,
+    /// Its token.
+    pub token: String,
     secret: Secret,
 }
 
@@ -45,10 +46,14 @@ impl Client {
     pub async fn send(&self, request: RequestBuilder) -> Answer {
         let request = request.build().unwrap();
         let (method, path) = (request.method().clone(), request.url().path().to_owned());
+        let sent = request.body().and_then(reqwest::Body::as_bytes).map(<[u8]>::to_vec);
         let response = self.http.execute(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
         let body = response.bytes().await.unwrap().to_vec();
         documents::check_answer(&method, &path, status, &headers, &body);
+        if let Some(sent) = sent.filter(|_| status.is_success()) {
+            documents::check_taken(&method, &path, &sent);
+        }
         Answer { status, headers, body }
     }
 
@@ -147,6 +152,11 @@ impl Client {
 
     /// Opens a stream, from an id on if one is given.
     pub async fn stream(&self, path: &str, last_event_id: Option<&str>) -> Messages {
+        self.try_stream(path, last_event_id).await.expect("the stream opens")
+    }
+
+    /// Opens a stream, if the server lets it.
+    pub async fn try_stream(&self, path: &str, last_event_id: Option<&str>) -> Option<Messages> {
         let mut request = self.request(Method::GET, path).bearer_auth(&self.token);
         if let Some(id) = last_event_id {
             request = request.header("last-event-id", id);
@@ -154,13 +164,25 @@ impl Client {
         self.follow(request).await
     }
 
-    /// Opens the stream a request asks for.
-    pub async fn follow(&self, request: RequestBuilder) -> Messages {
-        let response = request.send().await.unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
+    /// Opens the stream a request asks for, if the server lets it.
+    pub async fn follow(&self, request: RequestBuilder) -> Option<Messages> {
+        let response = request.send().await.ok()?;
+        if response.status() != StatusCode::OK {
+            return None;
+        }
         let path = response.url().path().to_owned();
         documents::check_answer(&Method::GET, &path, response.status(), response.headers(), b"");
-        Messages { response, path, buffer: Vec::new(), id: String::new() }
+        Some(Messages { response, path, buffer: Vec::new(), id: String::new() })
+    }
+
+    /// The same client, of a server elsewhere or by another way.
+    pub fn at(&self, url: String) -> Self {
+        Self { url, ..self.clone() }
+    }
+
+    /// The id of the position before the first event.
+    pub async fn beginning(&self) -> String {
+        format!("{}-0", self.read("/readyz").await["epoch"])
     }
 }
 
@@ -226,12 +248,17 @@ impl Messages {
 
     /// The next message of that name; others are passed over.
     pub async fn next_named(&mut self, event: &str) -> Message {
-        loop {
-            let message = self.next().await.expect("the stream goes on");
-            if message.event == event {
-                return message;
+        // Bookmarks go on whatever happens, and are no sign that it will.
+        let found = async {
+            loop {
+                let message = self.next().await.expect("the stream goes on");
+                if message.event == event {
+                    return message;
+                }
             }
-        }
+        };
+        let found = tokio::time::timeout(PATIENCE, found).await;
+        found.unwrap_or_else(|_| panic!("the stream has no {event}"))
     }
 
     async fn next_block(&mut self) -> Option<Message> {

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use jsonschema::{Registry, Validator};
+use milepost_schemas::documents::{callback_schema, event_schema};
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -13,6 +14,9 @@ use super::Message;
 
 const OPENAPI_URI: &str = "https://milepost.test/openapi.json";
 const ASYNCAPI_URI: &str = "https://milepost.test/asyncapi.json";
+
+/// The kinds of callback that have a schema.
+const CALLBACKS: [&str; 5] = ["heartbeat", "started", "step", "done", "failed"];
 
 /// The OpenAPI document.
 pub static OPENAPI: LazyLock<Value> =
@@ -26,6 +30,12 @@ pub static ASYNCAPI: LazyLock<Value> =
 static REGISTRY: LazyLock<Registry<'static>> = LazyLock::new(|| {
     Registry::new()
         .extend([(OPENAPI_URI, closed(&OPENAPI)), (ASYNCAPI_URI, closed(&ASYNCAPI))])
+        .unwrap()
+        .extend(CALLBACKS.map(|kind| {
+            let schema = callback_schema(kind).unwrap();
+            let uri = format!("https://milepost.test/callbacks/{kind}.json");
+            (uri, serde_json::from_str::<Value>(schema).unwrap())
+        }))
         .unwrap()
         .prepare()
         .unwrap()
@@ -59,6 +69,31 @@ pub fn check_answer(
     check_response(&what, &format!("{operation}/responses/{}", status.as_u16()), headers, body);
 }
 
+/// Panics unless the OpenAPI document says that such a body is taken: it was.
+pub fn check_taken(method: &Method, path: &str, body: &[u8]) {
+    let Some(template) = template(path) else { return };
+    let operation = format!("/paths/{}/{}", escaped(template), method.as_str().to_lowercase());
+    let schema = format!("{operation}/requestBody/content/application~1json/schema");
+    if OPENAPI.pointer(&schema).is_some() && !body.is_empty() {
+        let body = serde_json::from_slice(body).unwrap();
+        check(&format!("the body of {method} {path}"), OPENAPI_URI, &schema, &body);
+    }
+}
+
+/// Panics unless an event's fact is what the schema of its type and version says.
+fn check_event(event: &Value) {
+    let kind = event["type"].as_str().unwrap();
+    let version = event["schema_version"].as_i64().unwrap();
+    let name = format!("{kind}.v{version}");
+    let validator = cached(&name, || {
+        let schema = event_schema(kind, version as i16).unwrap_or_else(|| panic!("{name}"));
+        serde_json::from_str(schema).unwrap()
+    });
+    if let Err(error) = validator.validate(&event["data"]) {
+        panic!("{name} breaks its schema: {error}\n{event:#}");
+    }
+}
+
 /// Panics unless the AsyncAPI document has this message on the stream at this path.
 pub fn check_message(path: &str, message: &Message) {
     let what = format!("{} on {path}", message.event);
@@ -71,6 +106,9 @@ pub fn check_message(path: &str, message: &Message) {
     let data = serde_json::from_str(&message.data).unwrap_or_else(|e| panic!("{what}: {e}"));
     check(&what, ASYNCAPI_URI, &format!("{component}/payload"), &data);
     check(&what, ASYNCAPI_URI, &format!("{component}/headers"), &json!({"id": message.id}));
+    if message.event == "recorded" {
+        check_event(&data);
+    }
 }
 
 /// Panics unless a value is what the schema at a place of the OpenAPI document says.
@@ -122,25 +160,29 @@ fn check_response(what: &str, pointer: &str, headers: &HeaderMap, body: &[u8]) {
         Value::String(String::from_utf8(body.to_vec()).unwrap())
     };
     check(what, OPENAPI_URI, &format!("{pointer}/content/{}/schema", escaped(media_type)), &value);
+    for event in value["events"].as_array().into_iter().flatten() {
+        check_event(event);
+    }
 }
 
 fn check(what: &str, uri: &str, pointer: &str, value: &Value) {
     // A pointer in a URI's fragment: braces are written in percent.
     let pointer = pointer.replace('{', "%7B").replace('}', "%7D");
-    let errors: Vec<String> = validator(&format!("{uri}#{pointer}"))
+    let reference = format!("{uri}#{pointer}");
+    let errors: Vec<String> = cached(&reference, || json!({"$ref": reference}))
         .iter_errors(value)
         .map(|error| format!("\n  {}: {error}", error.instance_path()))
         .collect();
     assert!(errors.is_empty(), "{what} breaks {pointer}:{}\n{value:#}", errors.concat());
 }
 
-fn validator(reference: &str) -> Arc<Validator> {
+fn cached(name: &str, schema: impl FnOnce() -> Value) -> Arc<Validator> {
     let mut validators = VALIDATORS.lock().unwrap_or_else(PoisonError::into_inner);
     let build = || {
         let options = jsonschema::options().should_validate_formats(true).with_registry(&REGISTRY);
-        Arc::new(options.build(&json!({"$ref": reference})).unwrap())
+        Arc::new(options.build(&schema()).unwrap())
     };
-    Arc::clone(validators.entry(reference.to_owned()).or_insert_with(build))
+    Arc::clone(validators.entry(name.to_owned()).or_insert_with(build))
 }
 
 /// A document whose objects take no member but those it names.

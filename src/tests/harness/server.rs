@@ -40,11 +40,22 @@ impl Server {
     }
 
     /// A server as the options say.
-    pub async fn with(mut options: Options) -> Self {
+    pub async fn with(options: Options) -> Self {
+        Self::start_in(data_dir(), options).await
+    }
+
+    /// Another node of the same service: the same database, the same secrets.
+    pub async fn beside(other: &Self) -> Self {
+        let dir = data_dir();
+        std::fs::copy(other.dir().join("secrets.json"), dir.path().join("secrets.json")).unwrap();
+        let database_url = Some(other.database_url());
+        Self::start_in(dir, Options { database_url, ..Options::default() }).await
+    }
+
+    async fn start_in(dir: TempDir, mut options: Options) -> Self {
         if options.database_url.is_none() && !options.embedded {
             options.database_url = Some(database().await);
         }
-        let dir = data_dir();
         let child = spawn(&options, dir.path());
         let ready = read_ready(&dir.path().join("dev.json")).await;
         Self { child, options, dir, ready }
@@ -80,6 +91,16 @@ impl Server {
     /// Its address.
     pub fn url(&self) -> String {
         text(&self.ready, "url")
+    }
+
+    /// The link it prints that logs in once.
+    pub async fn login_link(&self) -> String {
+        let printed = self.dir().join("server.out");
+        wait_until("the server has greeted", || async {
+            let greeting = std::fs::read_to_string(&printed).ok()?;
+            greeting.split_whitespace().rfind(|word| word.contains("?once=")).map(str::to_owned)
+        })
+        .await
     }
 
     /// Its data directory.
@@ -131,8 +152,10 @@ fn terminate(child: &Child) {
 
 fn spawn(options: &Options, dir: &Path) -> Child {
     let dispatcher = if options.rehearsal { "rehearsal" } else { "none" };
-    let log =
-        std::fs::OpenOptions::new().create(true).append(true).open(dir.join("server.log")).unwrap();
+    let file = |name| {
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).append(true).open(dir.join(name)).unwrap()
+    };
     let mut command = Command::new(MILEPOST);
     command
         .arg("dev")
@@ -143,8 +166,8 @@ fn spawn(options: &Options, dir: &Path) -> Child {
         .env_remove("DATABASE_URL")
         .envs(options.env.iter().map(|(name, value)| (*name, value.as_str())))
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log);
+        .stdout(file("server.out"))
+        .stderr(file("server.log"));
     if let Some(url) = &options.database_url {
         command.env("DATABASE_URL", url);
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use milepost::http::ROUTES;
 use milepost_schemas::EventType;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::documents::{ASYNCAPI, OPENAPI, check_asyncapi, check_openapi, escaped};
 
@@ -70,6 +70,13 @@ fn every_reference_resolves_and_every_component_is_used() {
         of_asyncapi.iter().filter_map(|reference| reference.strip_prefix('#')).collect();
     // Answers of the whole server, not of one route.
     let everywhere = ["/components/responses/MethodNotAllowed"];
+    let callbacks: Vec<&str> =
+        of_openapi.iter().filter_map(|reference| reference.strip_prefix("callbacks/")).collect();
+    assert_eq!(callbacks.len(), 5);
+    for file in callbacks {
+        let kind = file.strip_suffix(".json").unwrap();
+        assert!(milepost_schemas::documents::callback_schema(kind).is_some(), "{kind}");
+    }
     for (document, pointers) in [(&*OPENAPI, &in_openapi), (&*ASYNCAPI, &in_asyncapi)] {
         for pointer in pointers {
             assert!(document.pointer(pointer).is_some(), "{pointer} leads nowhere");
@@ -123,6 +130,23 @@ fn every_example_is_what_its_schema_says() {
             check_asyncapi(name, &format!("{message_at}/headers"), &example["headers"]);
         }
     }
+}
+
+#[test]
+fn what_no_document_names_is_noticed() {
+    let at = "/components/schemas/Accepted";
+    let mut value = json!({"job_id": "019ab0c2-7d2a-7a41-8c33-5b1f0d9e7a02"});
+    check_openapi("an answer", at, &value);
+    value["more"] = 1.into();
+    let noticed = std::panic::catch_unwind(|| check_openapi("an answer", at, &value));
+    assert!(noticed.is_err());
+    let row = OPENAPI["paths"]["/api/agents"]["get"]["responses"]["200"].clone();
+    let mut row = row["content"]["application/json"]["example"]["agents"][0].clone();
+    check_openapi("a row", "/components/schemas/AgentRow", &row);
+    row["more"] = 1.into();
+    let noticed =
+        std::panic::catch_unwind(|| check_openapi("a row", "/components/schemas/AgentRow", &row));
+    assert!(noticed.is_err());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::harness::{Options, Server, database, sql, text};
+use crate::harness::{Server, sql, text};
 
 fn positions(page: &Value) -> Vec<u64> {
     page["events"].as_array().unwrap().iter().map(|it| it["position"].as_u64().unwrap()).collect()
@@ -136,9 +136,9 @@ async fn two_events_cannot_have_one_place() {
 async fn many_writers_on_two_servers_leave_no_gap() {
     const WRITERS: usize = 64;
     const EACH: usize = 4;
-    let database_url = Some(database().await);
-    let options = Options { database_url, ..Options::default() };
-    let servers = [Server::with(options.clone()).await, Server::with(options).await];
+    let first = Server::start().await;
+    let second = Server::beside(&first).await;
+    let servers = [first, second];
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
         let client = servers[writer % 2].client();

@@ -1,9 +1,16 @@
 //! `/api/jobs`.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
-use milepost::app::Clock;
+use milepost::app::{App, Clock};
+use milepost::config::Config;
+use milepost::domain::JobCommand;
+use milepost::execute::{self, ExecuteError};
+use milepost_schemas::{JobId, Metadata};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Client, Messages, Options, Server, text, wait_until};
 
@@ -319,4 +326,67 @@ async fn a_deadline_is_over_for_whoever_reads_after_it() {
         over(time(&failed["data"]["retry"]["run_after"])).await;
         assert_eq!(read().await, "queued");
     }
+}
+
+/// Another node's worker, which claims jobs for a while and does no more.
+async fn worker(server: &Server) -> Arc<App> {
+    let config = Config::from_env(|name| match name {
+        "DATABASE_URL" => Some(server.database_url()),
+        "MILEPOST_PUBLIC_URL" => Some(server.url()),
+        "MILEPOST_CALLBACK_SECRETS" => Some("of no importance".to_owned()),
+        "MILEPOST_LEASE" => Some("0.4".to_owned()),
+        _ => None,
+    });
+    App::open(config.unwrap(), CancellationToken::new()).await.unwrap()
+}
+
+async fn claim(app: &App, job: &str) -> Result<(), ExecuteError> {
+    let job: JobId = job.parse().unwrap();
+    let metadata = Metadata {
+        actor: "system:worker".to_owned(),
+        correlation_id: job.0,
+        causation_id: None,
+        callback: None,
+    };
+    let command = JobCommand::Claim { dispatcher: "rehearsal", locked_by: "worker@1".to_owned() };
+    execute::to_job(app, job, command, metadata).await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_claims_on_two_nodes_one_is_taken() {
+    let server = Server::start().await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    let workers = [worker(&server).await, worker(&server).await];
+    let mut claims = tokio::task::JoinSet::new();
+    for number in 0..16 {
+        let (app, job) = (Arc::clone(&workers[number % 2]), job.clone());
+        claims.spawn(async move { claim(&app, &job).await });
+    }
+    let outcomes = claims.join_all().await;
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
+    let refused =
+        |outcome: &&Result<(), ExecuteError>| matches!(outcome, Err(ExecuteError::Job(_)));
+    assert_eq!(outcomes.iter().filter(refused).count(), 15, "{outcomes:?}");
+    let claimed = client.read("/api/events?type=WorkflowDispatchRequested").await;
+    assert_eq!(claimed["events"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_worker_vanished_lapses() {
+    let server = with(&[("MILEPOST_RETRY_DELAYS", NEVER)]).await;
+    let client = server.client();
+    let (agent, job) = client.job("mari").await;
+    let mut stream = client.stream(&path(&job, "/stream"), None).await;
+    claim(&*worker(&server).await, &job).await.unwrap();
+    let claimed = state(&mut stream, |job| job["status"] == "dispatching").await;
+    assert_eq!(
+        (&claimed["locked_by"], claimed["locked_at"].is_string()),
+        (&json!("worker@1"), true)
+    );
+    let lost = state(&mut stream, |job| job["status"] == "retry_scheduled").await;
+    assert_eq!((&lost["error_code"], &lost["locked_by"]), (&json!("DISPATCH_LOST"), &Value::Null));
+    assert_eq!(letters(&lost["timeline"][0]), "ceppp");
+    let answer = client.read(&format!("/api/agents/{agent}/instance")).await;
+    assert_eq!(answer["instance"]["status"], "failed");
 }

@@ -74,6 +74,9 @@ async fn a_token_is_good_until_it_is_revoked() {
     assert_eq!(status, 200);
     assert_eq!(session, json!({"actor": "token:monitor", "expires_at": null}));
     assert_eq!(ask("mp_secret_not").await.0, 401);
+    let small = client.request(Method::GET, "/api/session");
+    let small = small.header("authorization", "bearer mp_secret");
+    assert_eq!(client.send(small).await.status, 200, "a scheme is the same in small letters");
     accounts::set_token(&database, "monitor", "mp_another").await.unwrap();
     assert_eq!(ask("mp_secret").await.0, 401, "it was replaced");
     assert_eq!(ask("mp_another").await.0, 200);

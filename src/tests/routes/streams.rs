@@ -344,8 +344,8 @@ async fn a_stream_ends_with_the_session_behind_it() {
         .await
         .unwrap();
     let request = client.request(Method::GET, "/api/events/stream");
-    let mut stream =
-        client.follow(request.header("cookie", format!("session_token={cookie}"))).await;
+    let request = request.header("cookie", format!("session_token={cookie}"));
+    let mut stream = client.follow(request).await.unwrap();
     client.agent("mari").await;
     assert!(stream.next().await.is_some());
     assert!(stream.next().await.is_none());

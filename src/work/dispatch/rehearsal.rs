@@ -4,6 +4,7 @@
 use std::process::Stdio;
 
 use jiff::SignedDuration;
+use milepost_projections::JobStatus;
 use milepost_schemas::Metadata;
 use tokio::process::{Child, Command};
 
@@ -40,9 +41,23 @@ pub async fn run(app: &App, order: AttemptOrder) {
             Err(error) => error.to_string(),
         },
         // Dropping the child ends it.
+        () = attempt_over(app, &order) => return,
         () = app.shutdown.cancelled() => return,
     };
     tell(app, &order, JobCommand::RunEnded { attempt, how }, metadata).await;
+}
+
+/// Returns when the run goes on although its attempt is over: it hangs, and would keep its place
+/// for ever. Looks no more often than a run may be silent, so that last words are not cut off.
+async fn attempt_over(app: &App, order: &AttemptOrder) {
+    loop {
+        tokio::time::sleep(app.config.limits.silence.unsigned_abs()).await;
+        let Ok(Some(job)) = execute::read_job(&app.log, order.job_id).await else { continue };
+        let waits_for_next = job.status == JobStatus::RetryScheduled;
+        if job.status.is_ended() || waits_for_next || job.attempt().number > order.attempt {
+            return;
+        }
+    }
 }
 
 fn start(app: &App, order: &AttemptOrder) -> std::io::Result<Child> {

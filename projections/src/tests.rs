@@ -1,0 +1,432 @@
+//! The laws of folds, over random events; and what the other files' tests are made of.
+
+use jiff::Timestamp;
+use milepost_schemas::event::{
+    AgentActivated, AgentCreated, CallbackRejected, HeartbeatRecorded, InstanceRequested,
+    InstanceStarted, JobCancelled, JobFailed, JobQueued, JobRetried, JobSucceeded,
+    LateCallbackRecorded, NotApplied, Outcome, ProvisioningEnded, ProvisioningRequested,
+    ProvisioningStarted, ProvisioningStepRecorded, Retry, Server, WORKFLOW_FAILED,
+    WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+};
+use milepost_schemas::{AgentId, Attempt, Event, EventType, InstanceId, JobId, Position, StreamId};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::job::{Jobs, job_of};
+use crate::{Agent, Board, Job, Projection, Recorded, board::Boards};
+
+pub(crate) const AGENT: AgentId = AgentId(Uuid::from_u128(1));
+pub(crate) const JOB: JobId = JobId(Uuid::from_u128(0x10));
+pub(crate) const INSTANCE: InstanceId = InstanceId(Uuid::from_u128(0x20));
+
+/// A second order of the same agent.
+const JOB_2: JobId = JobId(Uuid::from_u128(0x11));
+const INSTANCE_2: InstanceId = InstanceId(Uuid::from_u128(0x21));
+
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+/// An event, and the delivery id of the callback behind it.
+pub(crate) type Entry = (Event, Option<String>);
+
+/// Gives each event its place: positions from 1, a second from one to the next.
+fn record(index: usize, entry: &Entry) -> Recorded<'_> {
+    let (event, delivery_id) = entry;
+    Recorded {
+        position: Position(index as u64 + 1),
+        stream: stream_of(event),
+        version: index as u32 + 1,
+        recorded_at: at(index as i64),
+        delivery_id: delivery_id.as_deref(),
+        event,
+    }
+}
+
+fn stream_of(event: &Event) -> StreamId {
+    match (event, job_of(event)) {
+        (_, Some(job)) => job.stream(),
+        (Event::InstanceRequested(event), _) => event.instance_id.stream(),
+        (Event::InstanceStarted(event), _) => event.instance_id.stream(),
+        _ => AGENT.stream(),
+    }
+}
+
+fn fold_from<P: Projection>(mut state: P::State, entries: &[Entry], first: usize) -> P::State {
+    for (index, entry) in entries.iter().enumerate() {
+        P::apply(&mut state, &record(first + index, entry));
+    }
+    state
+}
+
+pub(crate) fn fold_job(entries: impl IntoIterator<Item = Entry>) -> Option<Job> {
+    fold_from::<Jobs>(None, &entries.into_iter().collect::<Vec<_>>(), 0)
+}
+
+pub(crate) fn fold_board(events: impl IntoIterator<Item = Event>) -> Board {
+    let entries: Vec<Entry> = events.into_iter().map(|event| (event, None)).collect();
+    fold_from::<Boards>(Board::default(), &entries, 0)
+}
+
+pub(crate) fn queued() -> Event {
+    job_queued(JOB, INSTANCE)
+}
+
+fn job_queued(job_id: JobId, instance_id: InstanceId) -> Event {
+    JobQueued {
+        job_id,
+        job_type: "provision_agent".into(),
+        agent_id: AGENT,
+        instance_id,
+        region: "eu-central".into(),
+        max_attempts: 4,
+        retry_of: None,
+    }
+    .into()
+}
+
+pub(crate) fn created() -> Event {
+    AgentCreated { agent_id: AGENT, name: "mari".into(), region: "eu-central".into() }.into()
+}
+
+/// The events of one order, as they are committed.
+pub(crate) fn ordered() -> Vec<Event> {
+    order(JOB, INSTANCE)
+}
+
+fn order(job_id: JobId, instance_id: InstanceId) -> Vec<Event> {
+    let (agent_id, region) = (AGENT, String::from("eu-central"));
+    vec![
+        ProvisioningRequested { agent_id, job_id, instance_id, region: region.clone() }.into(),
+        InstanceRequested { instance_id, agent_id, job_id, region }.into(),
+        job_queued(job_id, instance_id),
+    ]
+}
+
+pub(crate) fn requested(attempt: u32) -> Event {
+    claimed(JOB, attempt)
+}
+
+fn claimed(job_id: JobId, attempt: u32) -> Event {
+    WorkflowDispatchRequested {
+        job_id,
+        agent_id: AGENT,
+        attempt: Attempt(attempt),
+        dispatcher: "github".into(),
+        locked_by: "worker".into(),
+        lease_until: at(1_000),
+    }
+    .into()
+}
+
+pub(crate) fn started(attempt: u32) -> Event {
+    let (job_id, attempt) = (JOB, Attempt(attempt));
+    ProvisioningStarted { job_id, agent_id: AGENT, attempt, workflow_run_id: None }.into()
+}
+
+pub(crate) fn step(attempt: u32, step: &str) -> Event {
+    let (attempt, step) = (Attempt(attempt), step.into());
+    ProvisioningStepRecorded { job_id: JOB, agent_id: AGENT, attempt, step, metadata: None }.into()
+}
+
+pub(crate) fn failed(failed_step: Option<&str>, step: Option<&str>, retry: bool) -> Event {
+    JobFailed {
+        job_id: JOB,
+        agent_id: AGENT,
+        attempt: Attempt(1),
+        error_code: WORKFLOW_FAILED.into(),
+        error_message: "no route to host".into(),
+        truncated: false,
+        failed_step: failed_step.map(Into::into),
+        step: step.map(Into::into),
+        server_id: None,
+        retry: retry.then_some(Retry { attempt: Attempt(2), run_after: at(500) }),
+    }
+    .into()
+}
+
+pub(crate) fn retried() -> Event {
+    JobRetried { job_id: JOB, agent_id: AGENT, attempt: Attempt(2) }.into()
+}
+
+pub(crate) fn cancelled() -> Event {
+    JobCancelled {
+        job_id: JOB,
+        agent_id: AGENT,
+        attempt: Attempt(1),
+        cancelled_by: "account:ada@example.com".into(),
+        reason: None,
+    }
+    .into()
+}
+
+/// The events of one success, as they are committed.
+pub(crate) fn succeeded(server: Option<Server>) -> Vec<Event> {
+    let (job_id, agent_id, instance_id) = (JOB, AGENT, INSTANCE);
+    let missing = if server.is_some() { vec![] } else { vec!["server_ip".into()] };
+    vec![
+        JobSucceeded { job_id, agent_id, attempt: Attempt(1) }.into(),
+        InstanceStarted { instance_id, agent_id, job_id, server, missing }.into(),
+        AgentActivated { agent_id, job_id, instance_id }.into(),
+    ]
+}
+
+pub(crate) fn server() -> Server {
+    Server {
+        server_id: "42".into(),
+        server_ip: "192.0.2.1".into(),
+        tailscale_ip: "100.64.0.1".into(),
+    }
+}
+
+fn any_step() -> impl Strategy<Value = String> {
+    let known = ["vm_created", "network_configured", "ansible_started", "ansible_complete"];
+    select(known.into_iter().chain(["something_new", ""]).collect::<Vec<_>>()).prop_map_into()
+}
+
+/// Any event of two orders of one agent, likely or not: folds take what they get.
+fn any_event() -> impl Strategy<Value = Event> {
+    let words = || option::of(select(vec!["provision", "configure", "elsewhere"]));
+    (
+        select(EventType::ALL.to_vec()),
+        any::<bool>(),
+        1..4_u32,
+        any_step(),
+        words(),
+        any::<bool>(),
+        0..2_000_i64,
+    )
+        .prop_map(|(kind, second, attempt, step, word, flag, second_at)| {
+            let (agent_id, region) = (AGENT, String::from("eu-north"));
+            let (job_id, instance_id) = if second { (JOB_2, INSTANCE_2) } else { (JOB, INSTANCE) };
+            let attempt = Attempt(attempt);
+            let word = word.map(String::from);
+            match kind {
+                EventType::AgentCreated => created(),
+                EventType::ProvisioningRequested => {
+                    ProvisioningRequested { agent_id, job_id, instance_id, region }.into()
+                }
+                EventType::AgentActivated => {
+                    AgentActivated { agent_id, job_id, instance_id }.into()
+                }
+                EventType::ProvisioningEnded => {
+                    ProvisioningEnded { agent_id, job_id, outcome: Outcome::Failed }.into()
+                }
+                EventType::JobQueued => job_queued(job_id, instance_id),
+                EventType::WorkflowDispatchRequested => claimed(job_id, attempt.0),
+                EventType::WorkflowDispatched => WorkflowDispatched {
+                    job_id,
+                    agent_id,
+                    attempt,
+                    workflow_run_id: word.clone(),
+                    run_url: word,
+                }
+                .into(),
+                EventType::WorkflowDispatchFailed => WorkflowDispatchFailed {
+                    job_id,
+                    agent_id,
+                    attempt,
+                    reason: step,
+                    run_after: at(second_at),
+                }
+                .into(),
+                EventType::ProvisioningStarted => {
+                    ProvisioningStarted { job_id, agent_id, attempt, workflow_run_id: word }.into()
+                }
+                EventType::ProvisioningStepRecorded => {
+                    let metadata = flag.then(|| serde_json::json!({"a": [second_at, word]}));
+                    ProvisioningStepRecorded { job_id, agent_id, attempt, step, metadata }.into()
+                }
+                EventType::HeartbeatRecorded => {
+                    HeartbeatRecorded { job_id, agent_id, attempt }.into()
+                }
+                EventType::JobSucceeded => JobSucceeded { job_id, agent_id, attempt }.into(),
+                EventType::JobFailed => {
+                    let run_after = at(second_at);
+                    JobFailed {
+                        job_id,
+                        agent_id,
+                        attempt,
+                        error_code: if flag { WORKFLOW_FAILED } else { "RUN_ENDED" }.into(),
+                        error_message: step.clone(),
+                        truncated: flag,
+                        failed_step: word,
+                        step: flag.then_some(step),
+                        server_id: flag.then(|| "42".into()),
+                        retry: (!flag).then_some(Retry { attempt: attempt.next(), run_after }),
+                    }
+                    .into()
+                }
+                EventType::JobRetried => JobRetried { job_id, agent_id, attempt }.into(),
+                EventType::JobCancelled => {
+                    JobCancelled { job_id, agent_id, attempt, cancelled_by: step, reason: word }
+                        .into()
+                }
+                EventType::LateCallbackRecorded => LateCallbackRecorded {
+                    job_id,
+                    agent_id,
+                    attempt,
+                    kind: "step".into(),
+                    step: Some(step),
+                    reason: NotApplied::AttemptSuperseded,
+                    server_id: word,
+                }
+                .into(),
+                EventType::InstanceRequested => {
+                    InstanceRequested { instance_id, agent_id, job_id, region }.into()
+                }
+                EventType::InstanceStarted => {
+                    let server = flag.then(server);
+                    let missing = word.into_iter().collect();
+                    InstanceStarted { instance_id, agent_id, job_id, server, missing }.into()
+                }
+                EventType::CallbackRejected => CallbackRejected {
+                    job_id: step,
+                    kind: "step".into(),
+                    reason: NotApplied::UnknownJob,
+                }
+                .into(),
+            }
+        })
+}
+
+fn any_entry() -> impl Strategy<Value = Entry> {
+    (any_event(), option::of((0..8_u8).prop_map(|id| format!("delivery-{id}"))))
+}
+
+/// An agent with an order, then anything; and where to cut it in two.
+fn histories() -> impl Strategy<Value = (Vec<Entry>, usize)> {
+    vec(any_entry(), 0..40)
+        .prop_map(|entries| {
+            let begun = std::iter::once(created()).chain(ordered()).map(|event| (event, None));
+            begun.chain(entries).collect::<Vec<_>>()
+        })
+        .prop_flat_map(|entries| {
+            let cut = 0..=entries.len();
+            (Just(entries), cut)
+        })
+}
+
+/// A row as it is stored.
+fn stored<T: Serialize>(state: &T) -> serde_json::Value {
+    serde_json::to_value(state).unwrap()
+}
+
+fn of_job(entries: &[Entry], job: JobId) -> Vec<Entry> {
+    entries.iter().filter(|(event, _)| job_of(event) == Some(job)).cloned().collect()
+}
+
+/// `fold(a ++ b) == resume(fold(a), b)`, in memory and through a row that was stored between.
+fn resumes<P: Projection>(entries: &[Entry], cut: usize) -> Result<(), TestCaseError>
+where
+    P::State: Clone + PartialEq + std::fmt::Debug,
+{
+    let whole = fold_from::<P>(P::State::default(), entries, 0);
+    let half = fold_from::<P>(P::State::default(), &entries[..cut], 0);
+    let resumed = fold_from::<P>(half.clone(), &entries[cut..], cut);
+    prop_assert_eq!(&resumed, &whole);
+    // What a row leaves out when it is stored is what only decisions need.
+    let read = serde_json::from_str(&serde_json::to_string(&half).unwrap()).unwrap();
+    let resumed = fold_from::<P>(read, &entries[cut..], cut);
+    prop_assert_eq!(stored(&resumed), stored(&whole));
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn a_job_resumes_where_its_fold_stopped((entries, cut) in histories()) {
+        let entries = of_job(&entries, JOB);
+        resumes::<Jobs>(&entries, cut.min(entries.len()))?;
+    }
+
+    #[test]
+    fn a_board_resumes_where_its_fold_stopped((entries, cut) in histories()) {
+        resumes::<Boards>(&entries, cut)?;
+    }
+
+    #[test]
+    fn a_step_told_twice_moves_nothing(
+        (entries, cut) in histories(),
+        again in vec(any_step(), 1..6),
+    ) {
+        let entries = of_job(&entries, JOB);
+        let mut entries = entries[..cut.min(entries.len())].to_vec();
+        entries.extend(again.iter().map(|it| (step(1, it), None)));
+        let Some(once) = fold_job(entries.clone()) else { return Ok(()) };
+        // Of all the steps told by now, any may come again.
+        entries.extend(again.iter().rev().map(|it| (step(1, it), None)));
+        let twice = fold_job(entries).unwrap();
+        prop_assert_eq!(once.attempt().progress.steps(), twice.attempt().progress.steps());
+        prop_assert_eq!(once.attempts.len(), twice.attempts.len());
+        prop_assert_eq!(once.status, twice.status);
+    }
+
+    #[test]
+    fn a_boards_row_is_the_fold_of_its_agents_three_streams(
+        first in vec(any_entry(), 0..20),
+        second in vec(any_entry(), 0..20),
+    ) {
+        // Orders are made by decisions: one at a time, and never again under the same id.
+        let likely = |(event, _): &Entry| !matches!(
+            event,
+            Event::AgentCreated(_) | Event::ProvisioningRequested(_)
+                | Event::InstanceRequested(_) | Event::JobQueued(_)
+        );
+        let begun = |events: Vec<Event>| events.into_iter().map(|event| (event, None));
+        let entries: Vec<Entry> = begun(vec![created()])
+            .chain(begun(ordered()))
+            .chain(first.into_iter().filter(likely))
+            .chain(begun(order(JOB_2, INSTANCE_2)))
+            .chain(second.into_iter().filter(likely))
+            .collect();
+        let board = fold_from::<Boards>(Board::default(), &entries, 0);
+        let streams = [AGENT.stream(), JOB_2.stream(), INSTANCE_2.stream()];
+        let (mut alone, mut agent, mut job) = (Board::default(), None, None);
+        for (index, entry) in entries.iter().enumerate() {
+            let recorded = record(index, entry);
+            if streams.contains(&recorded.stream) {
+                alone.fold(&recorded);
+            }
+            if recorded.stream == AGENT.stream() {
+                Agent::apply(&mut agent, &recorded);
+            }
+            if recorded.stream == JOB_2.stream() {
+                Job::apply(&mut job, &recorded);
+            }
+        }
+        prop_assert_eq!(&board.agent, &agent);
+        prop_assert_eq!(&board.job, &job);
+        // A late word about an older order moves the row's position, and nothing else.
+        alone.position = board.position;
+        prop_assert_eq!(board, alone);
+    }
+}
+
+#[test]
+fn an_event_belongs_to_the_row_its_ids_name() {
+    for event in [created(), queued(), started(1)].into_iter().chain(ordered()) {
+        assert_eq!(Boards::key(&event), Some(AGENT.0));
+    }
+    assert_eq!(Jobs::key(&started(1)), Some(JOB.0));
+    assert_eq!(Jobs::key(&created()), None);
+    let rejected = CallbackRejected {
+        job_id: "j".into(),
+        kind: "step".into(),
+        reason: NotApplied::UnknownJob,
+    };
+    assert_eq!(Boards::key(&rejected.into()), None);
+}
+
+#[test]
+fn a_late_word_about_an_older_order_does_not_touch_the_current_one() {
+    let begun = || std::iter::once(created()).chain(ordered()).chain(order(JOB_2, INSTANCE_2));
+    let before = fold_board(begun());
+    let mut after = fold_board(begun().chain([started(1)]).chain([cancelled()]));
+    assert_eq!(after.job.as_ref().map(|job| job.id), Some(JOB_2));
+    after.position = before.position;
+    assert_eq!(after, before);
+}

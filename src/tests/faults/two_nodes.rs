@@ -1,0 +1,58 @@
+//! Two nodes on one database.
+
+use std::collections::HashSet;
+
+use reqwest::StatusCode;
+use serde_json::json;
+
+use super::{Follower, Load, check_log};
+use crate::harness::Server;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn either_node_takes_every_callback_and_tells_every_event() {
+    let first = Server::start().await;
+    let second = Server::beside(&first).await;
+    let nodes = [first.client(), second.client()];
+    let followers = [Follower::start(&nodes[0]).await, Follower::start(&nodes[1]).await];
+    let load = Load::start(&nodes, 0).await;
+    load.more(1_500).await;
+    let agents = load.agents.clone();
+    let refused = load.refused();
+    let answered = load.stop().await;
+    println!("{} callbacks on two nodes; {refused:?} tries refused, unanswered", answered.len());
+    let size = check_log(&first.database_url(), &answered).await;
+    for follower in followers {
+        assert_eq!(follower.read_up_to(size).await, 1);
+    }
+    for (agent, _) in agents {
+        let path = format!("/api/agents/{agent}/instance");
+        assert_eq!(nodes[0].read(&path).await, nodes[1].read(&path).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_that_reaches_both_nodes_is_recorded_once() {
+    let first = Server::start().await;
+    let second = Server::beside(&first).await;
+    let (one, other) = (first.client(), second.client());
+    let (agent, job) = one.job("raced").await;
+    let mut positions = HashSet::new();
+    for turn in 0..100 {
+        let body = json!({
+            "job_id": job,
+            "status": "provisioning",
+            "step": format!("part-{turn}"),
+            "delivery_id": format!("raced-{turn}"),
+        });
+        let (a, b) = tokio::join!(one.callback(&body), other.callback(&body));
+        assert_eq!((a.0, b.0), (StatusCode::OK, StatusCode::OK));
+        assert_eq!(a.1, b.1, "both get the answer of the one that came first");
+        assert!(positions.insert(a.1["position"].as_u64().unwrap()));
+        // And long after, from whichever node.
+        assert_eq!(other.callback(&body).await.1, a.1);
+    }
+    let size = check_log(&first.database_url(), &[]).await;
+    assert_eq!(size, 4 + 100);
+    let path = format!("/api/agents/{agent}/instance");
+    assert_eq!(one.read(&path).await, other.read(&path).await);
+}
