@@ -9,8 +9,8 @@ use milepost_projections::job::{AttemptState, JobStatus};
 use milepost_schemas::event::{
     AgentActivated, HeartbeatRecorded, InstanceStarted, JobCancelled, JobFailed, JobRetried,
     JobSucceeded, LateCallbackRecorded, NotApplied, Outcome, ProvisioningEnded,
-    ProvisioningStarted, ProvisioningStepRecorded, Retry, Server, WorkflowDispatchFailed,
-    WorkflowDispatchRequested, WorkflowDispatched,
+    ProvisioningStarted, ProvisioningStepRecorded, Retry, Server, WORKFLOW_FAILED,
+    WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
 };
 use milepost_schemas::{Attempt, Callback, CallbackKind, Event, Position};
 
@@ -204,8 +204,7 @@ pub fn deadline(attempt: &AttemptState, now: Timestamp, limits: &Limits) -> Time
 }
 
 fn record(job: &Job, callback: Callback, now: Timestamp, limits: &Limits) -> JobDecision {
-    let current = job.attempt().number;
-    let attempt = callback.attempt.unwrap_or(current);
+    let attempt = attempt_of(job, &callback);
     let (kind, step) = (callback.kind.name(), callback.kind.step());
     if let Some(seen) = job.seen(callback.delivery_id.as_deref(), attempt, kind, step) {
         // The admission gate holds for a repeated *started* too: a run that somebody starts again
@@ -220,6 +219,20 @@ fn record(job: &Job, callback: Callback, now: Timestamp, limits: &Limits) -> Job
         Some(reason) => keep(job, attempt, &callback.kind, reason),
         None => apply(job, attempt, callback, now, limits),
     }
+}
+
+/// The attempt a callback speaks for. One that names none is told by its run; else it is the one
+/// under way, and the one before while the next waits to be claimed: no run of that can speak yet.
+fn attempt_of(job: &Job, callback: &Callback) -> Attempt {
+    let by_run = |attempt: &&AttemptState| {
+        attempt.workflow_run_id.is_some() && attempt.workflow_run_id == callback.workflow_run_id
+    };
+    let begun = |attempt: &&AttemptState| {
+        attempt.dispatcher.is_some() || attempt.heard_at.is_some() || attempt.ended_at.is_some()
+    };
+    let latest = || job.attempts.iter().rev();
+    let unnamed = || latest().find(by_run).or_else(|| latest().find(begun));
+    callback.attempt.or_else(|| unnamed().map(|it| it.number)).unwrap_or(Attempt::FIRST)
 }
 
 /// Why a callback changes nothing; `None` when it does.
@@ -306,7 +319,7 @@ fn apply(
         }
         CallbackKind::Failed { error, failed_step, step, server_id } => {
             let failure = Failing {
-                code: "WORKFLOW_FAILED",
+                code: WORKFLOW_FAILED,
                 message: error.unwrap_or_else(|| "The workflow gave no reason".into()),
                 failed_step,
                 step,
@@ -529,3 +542,6 @@ pub fn last_words(words: &str, bytes_max: usize) -> (String, bool) {
     }
     (words[start..].to_owned(), true)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use regex::bytes::{Regex, RegexBuilder};
+use serde_json::Value;
 
 /// What stands where a secret stood.
 pub const MASK: &str = "[redacted]";
@@ -43,23 +44,46 @@ impl Redactor {
         }
     }
 
-    /// Masks every text inside a JSON value.
-    pub fn mask_json(&self, value: &mut serde_json::Value) {
+    /// Masks each secret in a text, also one with colours or control characters inside it; says
+    /// whether there was any.
+    pub fn mask_text(&self, text: &mut String) -> bool {
+        let found = self.finds(text.as_bytes());
+        if found {
+            *text = self.mask(text).into_owned();
+        }
+        let Cow::Owned(plain) = plain(text) else { return found };
+        let hidden = self.finds(plain.as_bytes());
+        if hidden {
+            *text = self.mask(&plain).into_owned();
+        }
+        found || hidden
+    }
+
+    /// Masks every text inside a JSON value, names of fields and digits of numbers included; says
+    /// whether there was any secret.
+    pub fn mask_json(&self, value: &mut Value) -> bool {
         match value {
-            serde_json::Value::String(text) => {
-                if let Cow::Owned(masked) = self.mask(text) {
-                    *text = masked;
+            Value::Null | Value::Bool(_) => false,
+            Value::Number(number) => {
+                let mut digits = number.to_string();
+                let found = self.mask_text(&mut digits);
+                if found {
+                    *value = Value::String(digits);
                 }
+                found
             }
-            serde_json::Value::Array(items) => {
-                for item in items {
-                    self.mask_json(item);
-                }
+            Value::String(text) => self.mask_text(text),
+            Value::Array(items) => {
+                items.iter_mut().fold(false, |found, item| self.mask_json(item) | found)
             }
-            serde_json::Value::Object(fields) => {
-                fields.values_mut().for_each(|field| self.mask_json(field));
-            }
-            serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {
+            Value::Object(fields) => {
+                let mut found = false;
+                let masked = |(mut name, mut field)| {
+                    found |= self.mask_text(&mut name) | self.mask_json(&mut field);
+                    (name, field)
+                };
+                *fields = std::mem::take(fields).into_iter().map(masked).collect();
+                found
             }
         }
     }
@@ -115,6 +139,22 @@ mod tests {
         assert_eq!(redactor.mask("ghp_0123456789abcdefghijABCDEFGHIJ"), MASK);
         assert_eq!(redactor.mask("a short word"), "a short word");
         assert!(redactor.finds(b"{\"error\":\"hunter2+x\"}"));
+    }
+
+    #[test]
+    fn a_secret_is_masked_wherever_it_stands_in_json() {
+        let redactor = Redactor::new(["hunter2+x", "1234567"]);
+        let mut value = serde_json::json!({
+            "hunter2+x": [{"a": "key=hunter2+x"}, 1_234_567, 7, null, true],
+            "b": "hun\u{1b}[1mter2\0+x",
+        });
+        assert!(redactor.mask_json(&mut value));
+        let expected = serde_json::json!({
+            MASK: [{"a": "key=[redacted]"}, MASK, 7, null, true],
+            "b": MASK,
+        });
+        assert_eq!(value, expected);
+        assert!(!redactor.mask_json(&mut value));
     }
 
     #[test]

@@ -253,10 +253,14 @@ impl Appender {
             }
             let mut conflict = None;
             for (stream, expected) in &item.decision.expected {
+                let Expected::Version(version) = expected else { continue };
+                // Versions only grow: who expects a later one than is known here has read in the
+                // log what another node appended, and this appender has not heard of it.
+                if self.known.peek(stream).is_some_and(|known| known < version) {
+                    self.known.pop(stream);
+                }
                 let current = moved.get(stream).or_else(|| self.known.peek(stream)).copied();
-                if let (Some(current), Expected::Version(version)) = (current, expected)
-                    && current != *version
-                {
+                if current.is_some_and(|current| current != *version) {
                     conflict = Some(*stream);
                 }
             }

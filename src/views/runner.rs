@@ -13,6 +13,7 @@ use milepost_projections::Projection;
 use milepost_projections::board::Boards;
 use milepost_projections::job::Jobs;
 use milepost_schemas::{Position, StreamId};
+use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
 use super::Key;
@@ -30,8 +31,10 @@ const ROUND_EVENTS_MAX: usize = 5_000;
 /// once for all its changes in between, and the log keeps the disk to itself.
 const BUSY_EVENTS: usize = 500;
 
-/// That rest. Lists may be as old as this on a busy log, unless somebody asks for one.
-const REST: Duration = Duration::from_secs(1);
+/// That rest, and the one on a quiet log. Lists may be as old as this, unless somebody asks for
+/// one; what pages show live comes from the log itself.
+const BUSY_REST: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_millis(100);
 
 /// How long another process waits before it tries to run the views.
 const STANDBY: Duration = Duration::from_secs(2);
@@ -74,6 +77,7 @@ async fn lead_once(app: &App) -> Result<(), DatabaseError> {
 }
 
 struct View<P: Projection> {
+    client: Client,
     position: Position,
     rows: LruCache<Key, P::State>,
     poisoned: HashSet<StreamId>,
@@ -99,18 +103,19 @@ impl<P: Projection> View<P> {
                 }
                 continue;
             }
-            view.round(app, &events).await?;
-            if events.len() >= BUSY_EVENTS {
-                tokio::select! {
-                    () = tokio::time::sleep(REST) => {}
-                    _ = wanted.wait_for(|wanted| *wanted > view.position) => {}
-                }
+            view.round(&events).await?;
+            let rest = if events.len() >= BUSY_EVENTS { BUSY_REST } else { REST };
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                _ = wanted.wait_for(|wanted| *wanted > view.position) => {}
             }
         }
     }
 
     async fn open(app: &App) -> Result<Self, DatabaseError> {
-        let client = app.log.database().get().await?;
+        let (client, _) = app.log.database().dedicated().await?;
+        // What a crash takes from a view is folded again: state and checkpoint go together.
+        client.batch_execute("SET synchronous_commit = off").await?;
         let row = client
             .query_one(
                 "INSERT INTO projection (name, version) VALUES ($1, $2) \
@@ -125,6 +130,7 @@ impl<P: Projection> View<P> {
             )
             .await?;
         Ok(Self {
+            client,
             position: Position(row.get::<_, i64>(0) as u64),
             rows: LruCache::new(ROWS_CACHED_MAX),
             poisoned: poisoned.iter().map(|row| StreamId(row.get(0))).collect(),
@@ -143,121 +149,120 @@ impl<P: Projection> View<P> {
     }
 
     /// Folds some events and commits what came of them with the new checkpoint.
-    async fn round(&mut self, app: &App, events: &[Arc<Committed>]) -> Result<(), DatabaseError> {
-        let mut client = app.log.database().get().await?;
+    async fn round(&mut self, events: &[Arc<Committed>]) -> Result<(), DatabaseError> {
+        let Self { client, rows, poisoned, position } = self;
         let tx = client.transaction().await?;
-        self.load(&tx, events).await?;
+        load::<P>(&tx, rows, events).await?;
         let mut changed: HashMap<Key, Position> = HashMap::new();
         let mut poison = Vec::new();
-        for event in events.iter().filter(|event| !self.poisoned.contains(&event.stream)) {
+        for event in events.iter().filter(|event| !poisoned.contains(&event.stream)) {
             match event.recorded() {
                 Ok(recorded) => {
                     let Some(key) = P::key(recorded.event) else { continue };
-                    P::apply(self.rows.get_or_insert_mut(key, P::State::default), &recorded);
+                    P::apply(rows.get_or_insert_mut(key, P::State::default), &recorded);
                     changed.insert(key, event.position);
                 }
                 Err(error) => poison.push((event, error.to_string())),
             }
         }
         for (event, error) in poison {
-            self.halt(&tx, event, &error).await?;
+            poisoned.insert(event.stream);
+            halt::<P>(&tx, event, &error).await?;
         }
-        self.write(&tx, &changed).await?;
-        let upto = events.last().map_or(self.position, |event| event.position);
+        write::<P>(&tx, rows, &changed).await?;
+        let upto = events.last().map_or(*position, |event| event.position);
         let moved = tx
             .execute(
                 "UPDATE projection SET position = $3, updated_at = now() \
                  WHERE name = $1 AND version = $2 AND position = $4",
-                &[&P::NAME, &P::VERSION, &(upto.0 as i64), &(self.position.0 as i64)],
+                &[&P::NAME, &P::VERSION, &(upto.0 as i64), &(position.0 as i64)],
             )
             .await?;
         if moved != 1 {
             return Err(DatabaseError::Unexpected(format!("another process runs {}", P::NAME)));
         }
         tx.commit().await?;
-        self.position = upto;
+        *position = upto;
         Ok(())
     }
+}
 
-    /// Brings the rows these events change into memory.
-    async fn load(
-        &mut self,
-        tx: &deadpool_postgres::Transaction<'_>,
-        events: &[Arc<Committed>],
-    ) -> Result<(), DatabaseError> {
-        let mut missing: HashSet<Key> = HashSet::new();
-        for event in events {
-            if let Some(key) = event.event().ok().and_then(P::key)
-                && !self.rows.contains(&key)
-            {
-                missing.insert(key);
-            }
+/// Brings the rows these events change into memory.
+async fn load<P: Projection>(
+    tx: &Transaction<'_>,
+    rows: &mut LruCache<Key, P::State>,
+    events: &[Arc<Committed>],
+) -> Result<(), DatabaseError> {
+    let mut missing: HashSet<Key> = HashSet::new();
+    for event in events {
+        if let Some(key) = event.event().ok().and_then(P::key)
+            && !rows.contains(&key)
+        {
+            missing.insert(key);
         }
-        if self.rows.len() + missing.len() > ROWS_CACHED_MAX.get() {
-            // A round must find all its rows: make room by forgetting, then load what it needs.
-            self.rows.clear();
-            missing = events.iter().filter_map(|event| P::key(event.event().ok()?)).collect();
-        }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let keys: Vec<Uuid> = missing.into_iter().collect();
-        let rows = tx
-            .query(
-                "SELECT key, state FROM view_row \
+    }
+    if rows.len() + missing.len() > ROWS_CACHED_MAX.get() {
+        // A round must find all its rows: make room by forgetting, then load what it needs.
+        rows.clear();
+        missing = events.iter().filter_map(|event| P::key(event.event().ok()?)).collect();
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<Uuid> = missing.into_iter().collect();
+    let stored = tx
+        .query(
+            "SELECT key, state FROM view_row \
                  WHERE projection = $1 AND version = $2 AND key = ANY($3)",
-                &[&P::NAME, &P::VERSION, &keys],
-            )
-            .await?;
-        for row in rows {
-            let state = serde_json::from_slice(row.get(1)).map_err(|error| {
-                DatabaseError::Unexpected(format!("a row of {} cannot be read: {error}", P::NAME))
-            })?;
-            self.rows.put(row.get(0), state);
-        }
-        Ok(())
+            &[&P::NAME, &P::VERSION, &keys],
+        )
+        .await?;
+    for row in stored {
+        let state = serde_json::from_slice(row.get(1)).map_err(|error| {
+            DatabaseError::Unexpected(format!("a row of {} cannot be read: {error}", P::NAME))
+        })?;
+        rows.put(row.get(0), state);
     }
+    Ok(())
+}
 
-    async fn write(
-        &self,
-        tx: &deadpool_postgres::Transaction<'_>,
-        changed: &HashMap<Key, Position>,
-    ) -> Result<(), DatabaseError> {
-        let (mut keys, mut positions) = (Vec::new(), Vec::new());
-        let (mut labels, mut states) = (Vec::new(), Vec::new());
-        for (key, position) in changed {
-            let Some(state) = self.rows.peek(key) else { continue };
-            keys.push(*key);
-            positions.push(position.0 as i64);
-            labels.push(P::label(state));
-            states.push(serde_json::to_vec(state).expect("a row is plain data"));
-        }
-        tx.execute(
-            "INSERT INTO view_row (projection, version, key, position, label, state) \
+async fn write<P: Projection>(
+    tx: &Transaction<'_>,
+    rows: &LruCache<Key, P::State>,
+    changed: &HashMap<Key, Position>,
+) -> Result<(), DatabaseError> {
+    let (mut keys, mut positions) = (Vec::new(), Vec::new());
+    let (mut labels, mut states) = (Vec::new(), Vec::new());
+    for (key, position) in changed {
+        let Some(state) = rows.peek(key) else { continue };
+        keys.push(*key);
+        positions.push(position.0 as i64);
+        labels.push(P::label(state));
+        states.push(serde_json::to_vec(state).expect("a row is plain data"));
+    }
+    tx.execute(
+        "INSERT INTO view_row (projection, version, key, position, label, state) \
              SELECT $1, $2, * FROM unnest($3::uuid[], $4::bigint[], $5::text[], $6::bytea[]) \
              ON CONFLICT (projection, version, key) DO UPDATE \
              SET position = excluded.position, label = excluded.label, state = excluded.state",
-            &[&P::NAME, &P::VERSION, &keys, &positions, &labels, &states],
-        )
-        .await?;
-        Ok(())
-    }
+        &[&P::NAME, &P::VERSION, &keys, &positions, &labels, &states],
+    )
+    .await?;
+    Ok(())
+}
 
-    /// The stream stops here; the view goes on with the others.
-    async fn halt(
-        &mut self,
-        tx: &deadpool_postgres::Transaction<'_>,
-        event: &Committed,
-        error: &str,
-    ) -> Result<(), DatabaseError> {
-        tracing::error!(view = P::NAME, position = event.position.0, error, "a poison event");
-        self.poisoned.insert(event.stream);
-        tx.execute(
-            "INSERT INTO poison_event (projection, version, position, stream_id, error) \
+/// The stream stops here; the view goes on with the others.
+async fn halt<P: Projection>(
+    tx: &Transaction<'_>,
+    event: &Committed,
+    error: &str,
+) -> Result<(), DatabaseError> {
+    tracing::error!(view = P::NAME, position = event.position.0, error, "a poison event");
+    tx.execute(
+        "INSERT INTO poison_event (projection, version, position, stream_id, error) \
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
-            &[&P::NAME, &P::VERSION, &(event.position.0 as i64), &event.stream.0, &error],
-        )
-        .await?;
-        Ok(())
-    }
+        &[&P::NAME, &P::VERSION, &(event.position.0 as i64), &event.stream.0, &error],
+    )
+    .await?;
+    Ok(())
 }

@@ -56,3 +56,20 @@ async fn a_delivery_that_reaches_both_nodes_is_recorded_once() {
     let path = format!("/api/agents/{agent}/instance");
     assert_eq!(one.read(&path).await, other.read(&path).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_another_node_has_moved_on_is_taken_up_again() {
+    let first = Server::start().await;
+    let second = Server::beside(&first).await;
+    let (one, other) = (first.client(), second.client());
+    // The first node has written to the job's stream, and does not know what became of it.
+    let (_, job) = one.job("mari").await;
+    for step in ["vm_created", "network_configured"] {
+        let body = json!({"job_id": job, "status": "provisioning", "step": step});
+        assert_eq!(other.callback(&body).await.1["applied"], true);
+    }
+    let body = json!({"job_id": job, "status": "provisioning", "step": "ansible_started"});
+    let (status, answer) = one.callback(&body).await;
+    assert_eq!((status, &answer["applied"]), (StatusCode::OK, &json!(true)), "{answer}");
+    check_log(&first.database_url(), &[]).await;
+}

@@ -1,0 +1,1146 @@
+use milepost_projections::Recorded;
+use milepost_projections::job::{CALLBACKS_MAX, DELIVERIES_MAX, job_of};
+use milepost_projections::steps::Progress;
+use milepost_schemas::event::JobQueued;
+use milepost_schemas::{AgentId, EventType, InstanceId, JobId};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::*;
+
+const JOB: JobId = JobId(Uuid::from_u128(1));
+const AGENT: AgentId = AgentId(Uuid::from_u128(2));
+const INSTANCE: InstanceId = InstanceId(Uuid::from_u128(3));
+
+// --- given -----------------------------------------------------------------------------------
+
+/// A job and its log, as far as it has come, at its own time.
+#[derive(Clone)]
+struct Story {
+    state: Option<Job>,
+    /// Every event of the log, with its time and its delivery id; the first stands at position 1.
+    log: Vec<(Event, Timestamp, Option<String>)>,
+    /// Events in the job's stream.
+    version: u32,
+    /// The queue's row.
+    queue: (QueueState, Timestamp),
+    now: Timestamp,
+    limits: Limits,
+}
+
+/// A job that waits for its first attempt.
+fn queued() -> Story {
+    let now = Timestamp::from_second(1_756_461_600).unwrap();
+    let queue = (QueueState::Queued, now);
+    let limits = Limits::default();
+    let mut story = Story { state: None, log: Vec::new(), version: 0, queue, now, limits };
+    let event = JobQueued {
+        job_id: JOB,
+        job_type: "provision_agent".into(),
+        agent_id: AGENT,
+        instance_id: INSTANCE,
+        region: "eu-central".into(),
+        max_attempts: 4,
+        retry_of: None,
+    };
+    story.append(event.into(), None);
+    story
+}
+
+fn dispatching() -> Story {
+    let mut job = queued();
+    job.orders(claim());
+    job
+}
+
+fn running() -> Story {
+    let mut job = dispatching();
+    job.hears(json!({"status": "provisioning"}));
+    job
+}
+
+/// A job whose first attempt has failed.
+fn retrying() -> Story {
+    let mut job = running();
+    job.hears(json!({"status": "failed"}));
+    job
+}
+
+/// A job whose second attempt waits to be claimed.
+fn queued_again() -> Story {
+    let mut job = retrying();
+    job.wait_minutes(1);
+    job.orders(JobCommand::Tick);
+    job
+}
+
+fn running_again() -> Story {
+    let mut job = queued_again();
+    job.orders(claim());
+    job.hears(json!({"status": "provisioning", "attempt": 2}));
+    job
+}
+
+fn succeeded() -> Story {
+    let mut job = running();
+    job.hears(json!({"status": "running"}));
+    job
+}
+
+/// A job whose four attempts have failed.
+fn failed() -> Story {
+    let mut job = running();
+    for delay_minutes in [1, 5, 15] {
+        job.hears(json!({"status": "failed", "attempt": job.attempt()}));
+        job.wait_minutes(delay_minutes);
+        job.orders(JobCommand::Tick);
+        job.orders(claim());
+        job.hears(json!({"status": "provisioning", "attempt": job.attempt()}));
+    }
+    job.hears(json!({"status": "failed", "attempt": 4}));
+    job
+}
+
+fn cancelled() -> Story {
+    let mut job = running();
+    job.orders(cancel());
+    job
+}
+
+fn ended() -> [(&'static str, Story); 3] {
+    [("succeeded", succeeded()), ("failed", failed()), ("cancelled", cancelled())]
+}
+
+fn claim() -> JobCommand {
+    JobCommand::Claim { dispatcher: "github", locked_by: "worker".into() }
+}
+
+fn cancel() -> JobCommand {
+    JobCommand::Cancel { by: "account:ada@example.com".into(), reason: None }
+}
+
+fn dispatched(attempt: u32, run: Option<&str>) -> JobCommand {
+    let (attempt, workflow_run_id) = (Attempt(attempt), run.map(Into::into));
+    JobCommand::Dispatched { attempt, workflow_run_id, run_url: None }
+}
+
+fn dispatch_failed(attempt: u32) -> JobCommand {
+    let (attempt, delay) = (Attempt(attempt), SignedDuration::from_secs(30));
+    JobCommand::DispatchFailed { attempt, reason: "GitHub answered 403".into(), delay }
+}
+
+fn run_ended(attempt: u32) -> JobCommand {
+    JobCommand::RunEnded { attempt: Attempt(attempt), how: "cancelled".into() }
+}
+
+/// A callback as it comes over the wire.
+fn callback(mut body: Value) -> Callback {
+    body["job_id"] = json!(JOB);
+    Callback::parse(body.to_string().as_bytes()).unwrap()
+}
+
+// --- when ------------------------------------------------------------------------------------
+
+impl Story {
+    fn job(&self) -> &Job {
+        self.state.as_ref().unwrap()
+    }
+
+    fn status(&self) -> JobStatus {
+        self.job().status
+    }
+
+    fn attempt(&self) -> u32 {
+        self.job().attempt().number.0
+    }
+
+    fn wait(&mut self, duration: SignedDuration) {
+        self.now += duration;
+    }
+
+    fn wait_minutes(&mut self, minutes: i64) {
+        self.wait(SignedDuration::from_mins(minutes));
+    }
+
+    fn append(&mut self, event: Event, delivery_id: Option<String>) {
+        self.log.push((event, self.now, delivery_id));
+        let folded = fold(self.state.take(), &self.log, self.log.len() - 1);
+        self.version += u32::from(job_of(&self.log.last().unwrap().0).is_some());
+        self.state = folded;
+    }
+
+    /// Decides an order and folds what it does.
+    fn tries(&mut self, command: JobCommand) -> Result<JobDecision, JobRefusal> {
+        let delivery_id = match &command {
+            JobCommand::Record(callback) => callback.delivery_id.clone(),
+            _ => None,
+        };
+        let decision = decide(self.job(), command, self.now, &self.limits)?;
+        for event in &decision.events {
+            self.append(event.clone(), delivery_id.clone());
+        }
+        self.queue = decision.queue.unwrap_or(self.queue);
+        Ok(decision)
+    }
+
+    fn orders(&mut self, command: JobCommand) -> JobDecision {
+        self.tries(command).unwrap()
+    }
+
+    fn hears(&mut self, body: Value) -> JobDecision {
+        self.orders(JobCommand::Record(callback(body)))
+    }
+
+    /// The first letters of the five steps' statuses.
+    fn steps(&self) -> String {
+        letters(&self.job().attempt().progress)
+    }
+
+    fn last_position(&self) -> Position {
+        Position(self.log.len() as u64)
+    }
+}
+
+/// Folds the log from an index on.
+fn fold(
+    mut state: Option<Job>,
+    log: &[(Event, Timestamp, Option<String>)],
+    from: usize,
+) -> Option<Job> {
+    for (index, (event, recorded_at, delivery_id)) in log.iter().enumerate().skip(from) {
+        let recorded = Recorded {
+            position: Position(index as u64 + 1),
+            stream: JOB.stream(),
+            version: index as u32 + 1,
+            recorded_at: *recorded_at,
+            delivery_id: delivery_id.as_deref(),
+            event,
+        };
+        if job_of(event).is_some() {
+            Job::apply(&mut state, &recorded);
+        }
+    }
+    state
+}
+
+fn letters(progress: &Progress) -> String {
+    progress.steps().iter().map(|step| &step.status.as_str()[..1]).collect()
+}
+
+// --- then ------------------------------------------------------------------------------------
+
+fn names(decision: &JobDecision) -> Vec<&'static str> {
+    decision.events.iter().map(|event| event.event_type().name()).collect()
+}
+
+fn kept(decision: &JobDecision) -> (&LateCallbackRecorded, NotApplied) {
+    match (&decision.events[..], &decision.answer) {
+        ([Event::LateCallbackRecorded(event)], JobAnswer::Kept(reason)) => {
+            assert_eq!(decision.queue, None, "what is kept leaves the queue alone");
+            assert_eq!(event.reason, *reason);
+            (event, *reason)
+        }
+        other => panic!("it was not kept: {other:?}"),
+    }
+}
+
+fn failure(decision: &JobDecision) -> &JobFailed {
+    match decision.events.first() {
+        Some(Event::JobFailed(event)) => event,
+        other => panic!("nothing failed: {other:?}"),
+    }
+}
+
+fn repeats(decision: &JobDecision, position: Position, reason: Option<NotApplied>) {
+    assert_eq!(decision.answer, JobAnswer::Repeated(position, reason));
+    assert_eq!((&decision.events[..], decision.queue), (&[][..], None));
+}
+
+// --- callbacks of an attempt that runs ---------------------------------------------------------
+
+#[test]
+fn started_begins_the_attempt() {
+    let mut job = dispatching();
+    let decision = job.hears(json!({"status": "provisioning", "workflow_run_id": "44"}));
+    assert_eq!(names(&decision), ["ProvisioningStarted"]);
+    assert_eq!(decision.answer, JobAnswer::Applied);
+    assert_eq!((job.status(), job.steps().as_str()), (JobStatus::Running, "cappp"));
+    assert_eq!(job.job().attempt().workflow_run_id.as_deref(), Some("44"));
+    assert_eq!(job.queue, (QueueState::Running, job.now + SignedDuration::from_mins(15)));
+}
+
+#[test]
+fn a_step_moves_progress_and_keeps_its_metadata() {
+    let mut job = running();
+    let metadata = json!({"server_id": "42"});
+    let decision =
+        job.hears(json!({"status": "provisioning", "step": "vm_created", "metadata": metadata}));
+    let [Event::ProvisioningStepRecorded(event)] = &decision.events[..] else {
+        panic!("{decision:?}")
+    };
+    assert_eq!((event.step.as_str(), &event.metadata), ("vm_created", &Some(metadata)));
+    assert_eq!((decision.answer, job.steps().as_str()), (JobAnswer::Applied, "ccapp"));
+    assert_eq!(decision.queue, None, "the deadline is looked up when the earlier one is over");
+}
+
+#[test]
+fn a_step_without_a_started_before_it_runs_the_job() {
+    let mut job = dispatching();
+    let decision = job.hears(json!({"status": "provisioning", "step": "ansible_started"}));
+    assert_eq!((job.status(), job.steps().as_str()), (JobStatus::Running, "cccap"));
+    assert!(matches!(decision.queue, Some((QueueState::Running, _))));
+}
+
+#[test]
+fn an_unknown_step_is_accepted_and_progress_stays() {
+    let mut job = running();
+    job.hears(json!({"status": "provisioning", "step": "vm_created"}));
+    let decision = job.hears(json!({"status": "provisioning", "step": "disk_encrypted"}));
+    assert_eq!(names(&decision), ["ProvisioningStepRecorded"]);
+    assert_eq!(decision.answer, JobAnswer::Applied);
+    assert_eq!(job.steps(), "ccapp");
+    assert_eq!(job.job().attempt().progress.current_step.as_deref(), Some("vm_created"));
+}
+
+#[test]
+fn steps_late_twice_and_out_of_order_never_move_back() {
+    let mut job = running();
+    for (step, expected) in [
+        ("ansible_started", "cccap"),
+        ("vm_created", "cccap"),
+        ("network_configured", "cccap"),
+        ("vm_created", "cccap"),
+        ("ansible_complete", "cccca"),
+        ("ansible_started", "cccca"),
+    ] {
+        job.hears(json!({"status": "provisioning", "step": step}));
+        assert_eq!(job.steps(), expected, "{step}");
+    }
+    job.hears(json!({"status": "provisioning", "delivery_id": "a late started"}));
+    assert_eq!(job.steps(), "cccca");
+}
+
+#[test]
+fn a_heartbeat_extends_a_running_attempt() {
+    let mut job = running();
+    job.wait_minutes(14);
+    assert_eq!(names(&job.hears(json!({"type": "heartbeat"}))), ["HeartbeatRecorded"]);
+    job.wait_minutes(14);
+    assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+    assert_eq!(job.status(), JobStatus::Running);
+}
+
+#[test]
+fn a_heartbeat_of_an_attempt_that_does_not_run_is_kept_and_extends_nothing() {
+    for mut job in [queued(), dispatching(), queued_again()] {
+        let before = job.job().attempt().clone();
+        let attempt = job.attempt();
+        let decision = job.hears(json!({"type": "heartbeat", "attempt": attempt}));
+        assert_eq!(kept(&decision).1, NotApplied::NotRunning);
+        assert_eq!(*job.job().attempt(), before);
+    }
+}
+
+#[test]
+fn done_ends_the_job_its_instance_and_its_agent_in_one_decision() {
+    let mut job = running();
+    let decision = job.hears(json!({
+        "status": "running",
+        "server_id": "42",
+        "metadata": {"server_ip": "192.0.2.1", "tailscale_ip": "100.64.0.1"},
+    }));
+    assert_eq!(names(&decision), ["JobSucceeded", "InstanceStarted", "AgentActivated"]);
+    let Event::InstanceStarted(started) = &decision.events[1] else { panic!("{decision:?}") };
+    let server = started.server.as_ref().unwrap();
+    assert_eq!((server.server_id.as_str(), server.server_ip.as_str()), ("42", "192.0.2.1"));
+    assert!(started.missing.is_empty());
+    assert_eq!((job.status(), job.steps().as_str()), (JobStatus::Succeeded, "ccccc"));
+    assert_eq!(job.job().finished_at, Some(job.now));
+    assert_eq!(job.queue, (QueueState::Ended, job.now));
+}
+
+#[test]
+fn done_with_some_facts_counts_as_none_and_the_gap_is_kept() {
+    for (facts, missing) in [
+        (json!({}), vec!["server_id", "server_ip", "tailscale_ip"]),
+        (json!({"server_id": "42"}), vec!["server_ip", "tailscale_ip"]),
+        (json!({"server_id": "42", "server_ip": ""}), vec!["server_ip", "tailscale_ip"]),
+        (json!({"server_id": "42", "metadata": {"tailscale_ip": "100.64.0.1"}}), vec!["server_ip"]),
+    ] {
+        let mut body = facts;
+        body["status"] = json!("running");
+        let decision = running().hears(body);
+        let Event::InstanceStarted(started) = &decision.events[1] else { panic!("{decision:?}") };
+        assert_eq!(started.server, None);
+        assert_eq!(started.missing, missing);
+    }
+}
+
+#[test]
+fn done_ends_a_job_whose_started_was_never_heard() {
+    let mut job = dispatching();
+    assert_eq!(job.hears(json!({"status": "running"})).answer, JobAnswer::Applied);
+    assert_eq!(job.status(), JobStatus::Succeeded);
+}
+
+// --- failures and retries ----------------------------------------------------------------------
+
+#[test]
+fn failed_keeps_what_the_workflow_said() {
+    let mut job = running();
+    let decision = job.hears(json!({
+        "status": "failed",
+        "error": "no route to host",
+        "failed_step": "configure",
+        "step": "ansible_started",
+        "server_id": 42,
+    }));
+    let event = failure(&decision);
+    assert_eq!((event.error_code.as_str(), event.truncated), ("WORKFLOW_FAILED", false));
+    assert_eq!(event.error_message, "no route to host");
+    assert_eq!(event.failed_step.as_deref(), Some("configure"));
+    assert_eq!(event.step.as_deref(), Some("ansible_started"));
+    assert_eq!(event.server_id.as_deref(), Some("42"));
+    assert_eq!(job.steps(), "cccep");
+}
+
+#[test]
+fn attempts_are_retried_after_1_5_and_15_minutes_and_the_fourth_is_final() {
+    let mut job = running();
+    for (attempt, delay_minutes) in [(1, 1), (2, 5), (3, 15)] {
+        let decision = job.hears(json!({"status": "failed", "attempt": attempt}));
+        let run_after = job.now + SignedDuration::from_mins(delay_minutes);
+        assert_eq!(names(&decision), ["JobFailed"]);
+        let retry = failure(&decision).retry.unwrap();
+        assert_eq!((retry.attempt, retry.run_after), (Attempt(attempt + 1), run_after));
+        assert_eq!(job.queue, (QueueState::Retry, run_after));
+        assert_eq!(job.status(), JobStatus::RetryScheduled);
+        assert_eq!(job.job().finished_at, None);
+
+        job.wait(SignedDuration::from_mins(delay_minutes) - SignedDuration::from_millis(1));
+        assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+        job.wait(SignedDuration::from_millis(1));
+        assert_eq!(names(&job.orders(JobCommand::Tick)), ["JobRetried"]);
+        assert_eq!(job.queue, (QueueState::Queued, job.now));
+        job.orders(claim());
+        job.hears(json!({"status": "provisioning", "attempt": attempt + 1}));
+    }
+    let decision = job.hears(json!({"status": "failed", "attempt": 4}));
+    assert_eq!(names(&decision), ["JobFailed", "ProvisioningEnded"]);
+    assert_eq!(failure(&decision).retry, None);
+    assert!(matches!(
+        &decision.events[1],
+        Event::ProvisioningEnded(event) if event.outcome == Outcome::Failed
+    ));
+    assert_eq!((job.status(), job.queue), (JobStatus::Failed, (QueueState::Ended, job.now)));
+}
+
+#[test]
+fn a_job_that_may_take_one_attempt_is_not_retried() {
+    let mut job = running();
+    job.state.as_mut().unwrap().max_attempts = 1;
+    assert_eq!(failure(&job.hears(json!({"status": "failed"}))).retry, None);
+    assert_eq!(job.status(), JobStatus::Failed);
+}
+
+#[test]
+fn a_new_attempt_starts_over_at_queued() {
+    let mut job = running();
+    job.hears(json!({"status": "provisioning", "step": "ansible_complete"}));
+    job.hears(json!({"status": "failed"}));
+    assert_eq!(job.steps(), "cccce");
+    job.wait_minutes(1);
+    let decision = job.orders(JobCommand::Tick);
+    assert!(matches!(&decision.events[..], [Event::JobRetried(it)] if it.attempt == Attempt(2)));
+    assert_eq!((job.status(), job.steps().as_str()), (JobStatus::Queued, "apppp"));
+    assert_eq!(job.job().attempt().progress.current_step, None);
+    assert_eq!(letters(&job.job().attempts[0].progress), "cccce", "the first one stays as it was");
+    assert_eq!(job.job().failure(), None);
+}
+
+#[test]
+fn a_short_error_is_kept_whole_and_a_long_one_is_cut_to_its_last_10_kib_at_a_character() {
+    for (error, kept, truncated) in [
+        (String::new(), String::new(), false),
+        ("x".repeat(ERROR_BYTES_MAX), "x".repeat(ERROR_BYTES_MAX), false),
+        (format!("y{}", "x".repeat(ERROR_BYTES_MAX)), "x".repeat(ERROR_BYTES_MAX), true),
+        // 10 KiB are no multiple of a three-byte character: the one that is cut is left out.
+        ("€".repeat(4_000), "€".repeat(ERROR_BYTES_MAX / 3), true),
+    ] {
+        let decision = running().hears(json!({"status": "failed", "error": error}));
+        let event = failure(&decision);
+        assert!(event.error_message == kept, "{} bytes", event.error_message.len());
+        assert_eq!(event.truncated, truncated);
+        assert!(event.error_message.len() <= ERROR_BYTES_MAX);
+    }
+}
+
+#[test]
+fn a_failure_without_words_says_so() {
+    let decision = running().hears(json!({"status": "failed"}));
+    assert_eq!(failure(&decision).error_message, "The workflow gave no reason");
+}
+
+// --- callbacks that come too late, too early, or say something unknown ------------------------
+
+#[test]
+fn a_late_running_never_resurrects_a_job() {
+    for (name, mut job) in ended() {
+        let before = job.job().clone();
+        let body = json!({"status": "running", "server_id": "42", "delivery_id": "late"});
+        let decision = job.hears(body);
+        let (event, reason) = kept(&decision);
+        assert_eq!(reason, NotApplied::JobEnded, "{name}");
+        assert_eq!(event.kind, "done");
+        assert_eq!(event.server_id.as_deref(), Some("42"), "it goes to compensation");
+        assert_eq!(job.status(), before.status, "{name}");
+        assert_eq!(job.job().attempts, before.attempts, "{name}");
+    }
+}
+
+#[test]
+fn every_late_callback_of_an_ended_job_is_kept_and_changes_nothing() {
+    for (name, job) in ended() {
+        for (kind, body) in [
+            ("heartbeat", json!({"type": "heartbeat"})),
+            ("started", json!({"status": "provisioning"})),
+            ("step", json!({"status": "provisioning", "step": "vm_created"})),
+            ("done", json!({"status": "running"})),
+            ("failed", json!({"status": "failed", "step": "vm_created", "server_id": "42"})),
+            ("unknown", json!({"status": "paused"})),
+        ] {
+            let (mut job, mut body) = (job.clone(), body);
+            body["delivery_id"] = json!("late");
+            let decision = job.hears(body);
+            let (event, reason) = kept(&decision);
+            assert_eq!((event.kind.as_str(), reason), (kind, NotApplied::JobEnded), "{name}");
+            assert_eq!(event.server_id.is_some(), kind == "failed");
+            assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+        }
+    }
+}
+
+#[test]
+fn a_callback_of_an_older_attempt_is_kept_and_does_not_touch_the_newer_one() {
+    let mut job = running_again();
+    let before = job.job().attempts.clone();
+    for body in [
+        json!({"type": "heartbeat", "attempt": 1}),
+        json!({"status": "provisioning", "step": "ansible_complete", "attempt": 1}),
+        json!({"status": "running", "server_id": "42", "attempt": 1}),
+        json!({"status": "failed", "step": "vm_created", "attempt": 1}),
+    ] {
+        let decision = job.hears(body);
+        let (event, reason) = kept(&decision);
+        assert_eq!((event.attempt, reason), (Attempt(1), NotApplied::AttemptSuperseded));
+    }
+    assert_eq!((job.status(), &job.job().attempts), (JobStatus::Running, &before));
+}
+
+#[test]
+fn a_callback_of_an_attempt_that_failed_is_kept_while_the_retry_waits() {
+    let mut job = retrying();
+    let decision = job.hears(json!({"status": "running", "server_id": "42"}));
+    let (event, reason) = kept(&decision);
+    assert_eq!(reason, NotApplied::AttemptSuperseded);
+    assert_eq!(event.server_id.as_deref(), Some("42"));
+    assert_eq!(job.status(), JobStatus::RetryScheduled);
+}
+
+#[test]
+fn a_callback_of_an_attempt_that_was_not_begun_is_kept() {
+    for mut job in [running(), retrying()] {
+        let decision = job.hears(json!({"status": "provisioning", "step": "new", "attempt": 2}));
+        assert_eq!(kept(&decision).1, NotApplied::AttemptNotBegun);
+    }
+}
+
+#[test]
+fn an_unknown_status_is_kept() {
+    let mut job = running();
+    let before = job.job().attempts.clone();
+    let decision = job.hears(json!({"status": "paused"}));
+    let (event, reason) = kept(&decision);
+    assert_eq!(reason, NotApplied::UnknownStatus);
+    assert_eq!((event.kind.as_str(), event.step.as_deref()), ("unknown", Some("paused")));
+    assert_eq!(job.job().attempts, before);
+}
+
+#[test]
+fn a_callback_without_an_attempt_speaks_for_the_one_that_was_begun() {
+    // The second attempt waits: nobody can speak for it yet.
+    let mut job = queued_again();
+    let decision = job.hears(json!({"status": "provisioning", "step": "ansible_started"}));
+    assert_eq!(kept(&decision).1, NotApplied::AttemptSuperseded);
+    assert_eq!((job.status(), job.steps().as_str()), (JobStatus::Queued, "apppp"));
+    // It is under way.
+    job.orders(claim());
+    let decision = job.hears(json!({"status": "provisioning"}));
+    assert_eq!(decision.answer, JobAnswer::Applied);
+    assert_eq!(job.status(), JobStatus::Running);
+}
+
+#[test]
+fn a_callback_without_an_attempt_speaks_for_the_one_its_run_belongs_to() {
+    let mut job = dispatching();
+    job.orders(dispatched(1, Some("44")));
+    job.hears(json!({"status": "failed", "workflow_run_id": "44"}));
+    job.wait_minutes(1);
+    job.orders(JobCommand::Tick);
+    job.orders(claim());
+    job.orders(dispatched(2, Some("45")));
+    let decision = job.hears(json!({"status": "running", "workflow_run_id": "44"}));
+    assert_eq!(kept(&decision).1, NotApplied::AttemptSuperseded);
+    let decision = job.hears(json!({"status": "running", "workflow_run_id": "45"}));
+    assert_eq!(decision.answer, JobAnswer::Applied);
+}
+
+// --- repeats -----------------------------------------------------------------------------------
+
+#[test]
+fn the_same_delivery_id_answers_the_first_ones_position_and_adds_nothing() {
+    let mut job = running();
+    let body = json!({"status": "provisioning", "step": "vm_created", "delivery_id": "d-1"});
+    job.hears(body.clone());
+    let first = job.last_position();
+    job.hears(json!({"status": "provisioning", "step": "ansible_started", "delivery_id": "d-2"}));
+    repeats(&job.hears(body), first, None);
+    // Whatever stands beside it: the id decides.
+    repeats(&job.hears(json!({"type": "heartbeat", "delivery_id": "d-1"})), first, None);
+}
+
+#[test]
+fn without_a_delivery_id_attempt_kind_and_step_make_a_repeat() {
+    let mut job = running();
+    repeats(&job.hears(json!({"status": "provisioning"})), job.last_position(), None);
+    let body = json!({"status": "provisioning", "step": "vm_created"});
+    job.hears(body.clone());
+    let first = job.last_position();
+    repeats(&job.hears(body), first, None);
+    repeats(
+        &job.hears(json!({"status": "provisioning", "step": "vm_created", "attempt": 1})),
+        first,
+        None,
+    );
+    let other = job.hears(json!({"status": "provisioning", "step": "ansible_started"}));
+    assert_eq!(other.answer, JobAnswer::Applied);
+}
+
+#[test]
+fn a_repeated_done_is_answered_with_the_first_one() {
+    let mut job = running();
+    job.hears(json!({"status": "running"}));
+    let first = Position(job.last_position().0 - 2);
+    assert!(matches!(job.log[first.0 as usize - 1].0, Event::JobSucceeded(_)));
+    repeats(&job.hears(json!({"status": "running"})), first, None);
+}
+
+#[test]
+fn a_repeated_failed_is_answered_with_the_first_one_even_when_the_retry_waits_to_be_claimed() {
+    let mut job = retrying();
+    let first = job.last_position();
+    repeats(&job.hears(json!({"status": "failed"})), first, None);
+    job.wait_minutes(1);
+    job.orders(JobCommand::Tick);
+    repeats(&job.hears(json!({"status": "failed"})), first, None);
+    assert_eq!(job.status(), JobStatus::Queued);
+}
+
+#[test]
+fn a_repeat_of_what_was_kept_gets_the_same_reason() {
+    let mut job = cancelled();
+    for body in [
+        json!({"status": "running", "server_id": "42"}),
+        json!({"type": "heartbeat", "delivery_id": "d"}),
+    ] {
+        job.hears(body.clone());
+        repeats(&job.hears(body), job.last_position(), Some(NotApplied::JobEnded));
+    }
+}
+
+#[test]
+fn another_delivery_id_makes_another_event() {
+    let mut job = running();
+    for id in ["a", "b"] {
+        let body = json!({"status": "provisioning", "step": "vm_created", "delivery_id": id});
+        assert_eq!(job.hears(body).answer, JobAnswer::Applied);
+    }
+}
+
+#[test]
+fn heartbeats_without_a_delivery_id_are_never_repeats() {
+    let mut job = running();
+    for _ in 0..3 {
+        assert_eq!(names(&job.hears(json!({"type": "heartbeat"}))), ["HeartbeatRecorded"]);
+    }
+    let body = json!({"type": "heartbeat", "delivery_id": "d"});
+    job.hears(body.clone());
+    repeats(&job.hears(body), job.last_position(), None);
+}
+
+#[test]
+fn a_failed_after_a_timeout_is_no_repeat_of_the_timeout() {
+    let mut job = running();
+    job.wait_minutes(15);
+    assert_eq!(failure(&job.orders(JobCommand::Tick)).error_code, "HEARTBEAT_TIMEOUT");
+    let decision = job.hears(json!({"status": "failed", "server_id": "42"}));
+    let (event, reason) = kept(&decision);
+    assert_eq!(reason, NotApplied::AttemptSuperseded);
+    assert_eq!(event.server_id.as_deref(), Some("42"), "it goes to compensation");
+}
+
+#[test]
+fn a_repeated_started_of_an_attempt_that_is_over_is_still_refused_by_the_gate() {
+    for (mut job, reason) in [
+        (succeeded(), NotApplied::JobEnded),
+        (cancelled(), NotApplied::JobEnded),
+        (retrying(), NotApplied::AttemptSuperseded),
+        (running_again(), NotApplied::AttemptSuperseded),
+    ] {
+        let first = Position(3);
+        assert!(matches!(job.log[2].0, Event::ProvisioningStarted(_)));
+        let decision = job.hears(json!({"status": "provisioning", "attempt": 1}));
+        repeats(&decision, first, Some(reason));
+    }
+}
+
+#[test]
+fn the_windows_of_repeats_are_bounded_and_keep_the_latest() {
+    let mut job = running();
+    let body = |n: usize| json!({"status": "provisioning", "step": "s", "delivery_id": n});
+    for n in 0..=DELIVERIES_MAX {
+        job.hears(body(n));
+    }
+    repeats(&job.hears(body(1)), Position(5), None);
+    assert_eq!(job.hears(body(0)).answer, JobAnswer::Applied, "the oldest was forgotten");
+
+    let mut job = running();
+    let body = |n: usize| json!({"status": "provisioning", "step": format!("step-{n}")});
+    for n in 0..=CALLBACKS_MAX {
+        job.hears(body(n));
+    }
+    repeats(&job.hears(body(1)), Position(5), None);
+    assert_eq!(job.hears(body(0)).answer, JobAnswer::Applied, "the oldest was forgotten");
+}
+
+// --- dispatch ----------------------------------------------------------------------------------
+
+#[test]
+fn a_claim_records_the_intent_and_holds_a_lease() {
+    let mut job = queued();
+    let decision = job.orders(claim());
+    let [Event::WorkflowDispatchRequested(event)] = &decision.events[..] else {
+        panic!("{decision:?}")
+    };
+    let lease_until = job.now + SignedDuration::from_mins(2);
+    assert_eq!((event.attempt, event.lease_until), (Attempt(1), lease_until));
+    assert_eq!((event.dispatcher.as_str(), event.locked_by.as_str()), ("github", "worker"));
+    assert_eq!(job.status(), JobStatus::Dispatching);
+    assert_eq!(job.queue, (QueueState::Dispatching, lease_until));
+    assert_eq!(job.job().locked_by.as_deref(), Some("worker"));
+}
+
+#[test]
+fn a_job_is_claimed_only_while_it_is_queued() {
+    let mut others = vec![dispatching(), running(), retrying()];
+    others.extend(ended().map(|(_, job)| job));
+    for mut job in others {
+        assert_eq!(job.tries(claim()), Err(JobRefusal::Status(job.status())));
+    }
+    assert!(queued_again().tries(claim()).is_ok());
+}
+
+#[test]
+fn a_job_is_claimed_only_when_it_is_due() {
+    let mut job = dispatching();
+    job.orders(dispatch_failed(1));
+    job.wait(SignedDuration::from_secs(29));
+    assert_eq!(job.tries(claim()), Err(JobRefusal::Status(JobStatus::Queued)));
+    job.wait(SignedDuration::from_secs(1));
+    assert!(job.tries(claim()).is_ok());
+}
+
+#[test]
+fn a_dispatched_attempt_waits_for_its_run_to_speak() {
+    let mut job = dispatching();
+    let decision = job.orders(dispatched(1, Some("44")));
+    assert_eq!(names(&decision), ["WorkflowDispatched"]);
+    assert_eq!(job.status(), JobStatus::Dispatching);
+    assert_eq!(job.queue, (QueueState::Running, job.now + SignedDuration::from_mins(15)));
+    assert_eq!(job.job().attempt().workflow_run_id.as_deref(), Some("44"));
+    // The lease is over: only silence can fail it now.
+    job.wait_minutes(14);
+    assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+    job.wait_minutes(1);
+    assert_eq!(failure(&job.orders(JobCommand::Tick)).error_code, "HEARTBEAT_TIMEOUT");
+}
+
+#[test]
+fn a_dispatchers_answer_after_its_run_spoke_is_kept_and_leaves_the_queue_alone() {
+    let mut job = running();
+    let decision = job.orders(dispatched(1, Some("44")));
+    assert_eq!(names(&decision), ["WorkflowDispatched"]);
+    assert_eq!(decision.queue, None);
+    assert_eq!(job.status(), JobStatus::Running);
+    assert_eq!(job.job().attempt().workflow_run_id.as_deref(), Some("44"));
+}
+
+#[test]
+fn a_dispatchers_answer_for_another_attempt_or_an_ended_job_does_nothing() {
+    for mut job in [running_again(), succeeded(), cancelled()] {
+        assert_eq!(job.orders(dispatched(1, Some("44"))), JobDecision::nothing());
+        assert_eq!(job.orders(dispatch_failed(1)), JobDecision::nothing());
+        assert_eq!(job.orders(run_ended(1)), JobDecision::nothing());
+    }
+}
+
+#[test]
+fn a_refused_dispatch_leaves_the_job_queued_with_the_reason_and_a_later_time() {
+    let mut job = dispatching();
+    let decision = job.orders(dispatch_failed(1));
+    let run_after = job.now + SignedDuration::from_secs(30);
+    assert_eq!(names(&decision), ["WorkflowDispatchFailed"]);
+    assert_eq!(job.queue, (QueueState::Queued, run_after));
+    let state = job.job();
+    assert_eq!((state.status, state.run_after), (JobStatus::Queued, Some(run_after)));
+    assert_eq!(state.waiting_because.as_deref(), Some("GitHub answered 403"));
+    assert_eq!((&state.locked_by, state.started_at), (&None, None));
+    assert_eq!((job.attempt(), job.steps().as_str()), (1, "apppp"));
+    // The next claim clears it.
+    job.wait_minutes(1);
+    job.orders(claim());
+    assert_eq!((&job.job().waiting_because, job.job().run_after), (&None, None));
+}
+
+#[test]
+fn a_refused_dispatch_whose_run_spoke_all_the_same_does_nothing() {
+    assert_eq!(running().orders(dispatch_failed(1)), JobDecision::nothing());
+}
+
+// --- deadlines ---------------------------------------------------------------------------------
+
+#[test]
+fn a_lease_that_lapses_fails_the_attempt_as_lost() {
+    let mut job = dispatching();
+    job.wait(SignedDuration::from_secs(119));
+    assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+    job.wait(SignedDuration::from_secs(1));
+    let decision = job.orders(JobCommand::Tick);
+    assert_eq!(failure(&decision).error_code, "DISPATCH_LOST");
+    assert!(failure(&decision).retry.is_some(), "it is tried again as another attempt");
+    assert_eq!((job.status(), job.steps().as_str()), (JobStatus::RetryScheduled, "ceppp"));
+}
+
+#[test]
+fn an_attempt_that_is_silent_for_15_minutes_fails() {
+    let mut job = running();
+    job.wait(SignedDuration::from_secs(15 * 60 - 1));
+    assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+    job.wait(SignedDuration::from_secs(1));
+    let decision = job.orders(JobCommand::Tick);
+    assert_eq!(failure(&decision).error_code, "HEARTBEAT_TIMEOUT");
+    assert!(failure(&decision).retry.is_some());
+    assert_eq!(job.queue.0, QueueState::Retry);
+}
+
+#[test]
+fn any_callback_of_the_attempt_breaks_the_silence() {
+    let mut job = running();
+    job.wait_minutes(10);
+    job.hears(json!({"status": "provisioning", "step": "new"}));
+    job.wait_minutes(10);
+    assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+}
+
+#[test]
+fn an_attempt_of_30_minutes_fails_even_with_heartbeats() {
+    let mut job = running();
+    for _ in 0..29 {
+        job.wait_minutes(1);
+        job.hears(json!({"type": "heartbeat"}));
+        assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+    }
+    job.wait_minutes(1);
+    job.hears(json!({"type": "heartbeat"}));
+    let decision = job.orders(JobCommand::Tick);
+    assert_eq!(failure(&decision).error_code, "ATTEMPT_TIMEOUT");
+    assert_eq!(failure(&decision).error_message, "The attempt took longer than 30m");
+}
+
+#[test]
+fn each_attempt_has_its_own_30_minutes() {
+    let mut job = running();
+    job.wait_minutes(14);
+    job.hears(json!({"status": "failed"}));
+    job.wait_minutes(1);
+    job.orders(JobCommand::Tick);
+    job.wait_minutes(20);
+    assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing, "waiting has no deadline");
+    job.orders(claim());
+    job.hears(json!({"status": "provisioning", "attempt": 2}));
+    job.wait_minutes(14);
+    assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+}
+
+#[test]
+fn a_deadline_is_the_earlier_of_silence_and_attempt() {
+    let mut job = running();
+    let started = job.now;
+    let deadline = |job: &Story| deadline(job.job().attempt(), job.now, &job.limits);
+    assert_eq!(deadline(&job), started + SignedDuration::from_mins(15));
+    job.wait_minutes(10);
+    job.hears(json!({"type": "heartbeat"}));
+    assert_eq!(deadline(&job), started + SignedDuration::from_mins(25));
+    job.wait_minutes(10);
+    job.hears(json!({"type": "heartbeat"}));
+    assert_eq!(deadline(&job), started + SignedDuration::from_mins(30));
+}
+
+#[test]
+fn a_run_that_ends_without_a_word_fails_its_attempt() {
+    for mut job in [dispatching(), running()] {
+        let decision = job.orders(run_ended(1));
+        assert_eq!(failure(&decision).error_code, "RUN_ENDED");
+        assert!(failure(&decision).error_message.ends_with(": cancelled"));
+        assert_eq!(job.status(), JobStatus::RetryScheduled);
+    }
+    assert_eq!(retrying().orders(run_ended(1)), JobDecision::nothing());
+}
+
+// --- cancel ------------------------------------------------------------------------------------
+
+#[test]
+fn a_job_is_cancelled_wherever_it_stands_until_it_has_ended() {
+    for mut job in [queued(), dispatching(), running(), retrying(), queued_again()] {
+        let decision = job.orders(cancel());
+        assert_eq!(names(&decision), ["JobCancelled", "ProvisioningEnded"]);
+        assert!(matches!(
+            &decision.events[1],
+            Event::ProvisioningEnded(event) if event.outcome == Outcome::Cancelled
+        ));
+        assert_eq!(job.status(), JobStatus::Cancelled);
+        assert_eq!(job.queue, (QueueState::Ended, job.now));
+        assert_eq!(job.job().run_after, None);
+        assert_eq!(job.job().attempt().retry_at, None);
+    }
+    for (_, mut job) in ended() {
+        assert_eq!(job.tries(cancel()), Err(JobRefusal::Status(job.status())));
+    }
+}
+
+#[test]
+fn a_reason_to_cancel_is_trimmed_bounded_and_left_out_when_empty() {
+    for (reason, expected) in [
+        (None, None),
+        (Some(" \n".to_owned()), None),
+        (Some(" wrong region ".to_owned()), Some("wrong region".to_owned())),
+        (Some("x".repeat(2_000)), Some("x".repeat(REASON_BYTES_MAX))),
+    ] {
+        let decision = running().orders(JobCommand::Cancel { by: "ada".into(), reason });
+        let Event::JobCancelled(event) = &decision.events[0] else { panic!("{decision:?}") };
+        assert_eq!((event.cancelled_by.as_str(), &event.reason), ("ada", &expected));
+    }
+}
+
+// --- ten thousand random stories ---------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+enum Act {
+    Hear { kind: u8, attempt: Option<u32>, delivery: Option<u8>, run: Option<u8> },
+    Wait { minutes: i64 },
+    Tick,
+    Claim,
+    Dispatched { attempt: u32, run: u8 },
+    DispatchFailed { attempt: u32 },
+    RunEnded { attempt: u32 },
+    Cancel,
+}
+
+const STEPS: [&str; 5] =
+    ["vm_created", "network_configured", "ansible_started", "ansible_complete", "new"];
+
+fn act() -> impl Strategy<Value = Act> {
+    let attempts = || 1..3_u32;
+    prop_oneof![
+        12 => (0..11_u8, option::of(attempts()), option::weighted(0.3, 0..6_u8),
+            option::weighted(0.2, 0..3_u8))
+            .prop_map(|(kind, attempt, delivery, run)| Act::Hear { kind, attempt, delivery, run }),
+        3 => (0..17_i64).prop_map(|minutes| Act::Wait { minutes }),
+        3 => Just(Act::Tick),
+        3 => Just(Act::Claim),
+        1 => (attempts(), 0..3_u8).prop_map(|(attempt, run)| Act::Dispatched { attempt, run }),
+        1 => attempts().prop_map(|attempt| Act::DispatchFailed { attempt }),
+        1 => attempts().prop_map(|attempt| Act::RunEnded { attempt }),
+        1 => Just(Act::Cancel),
+    ]
+}
+
+impl Act {
+    fn command(&self) -> JobCommand {
+        match self {
+            Self::Hear { kind, attempt, delivery, run } => JobCommand::Record(Callback {
+                job_id: JOB.to_string(),
+                attempt: attempt.map(Attempt),
+                workflow_run_id: run.map(|run| run.to_string()),
+                delivery_id: delivery.map(|delivery| delivery.to_string()),
+                kind: kind_of(*kind),
+            }),
+            Self::Claim => claim(),
+            Self::Dispatched { attempt, run } => dispatched(*attempt, Some(&run.to_string())),
+            Self::DispatchFailed { attempt } => dispatch_failed(*attempt),
+            Self::RunEnded { attempt } => run_ended(*attempt),
+            Self::Cancel => cancel(),
+            Self::Tick | Self::Wait { .. } => JobCommand::Tick,
+        }
+    }
+}
+
+fn kind_of(kind: u8) -> CallbackKind {
+    let server_id = Some("42".to_owned());
+    match kind {
+        0 | 1 => CallbackKind::Heartbeat,
+        2 => CallbackKind::Started,
+        3 => CallbackKind::Done { server_id, server_ip: None, tailscale_ip: None },
+        4 | 5 => CallbackKind::Failed {
+            error: None,
+            failed_step: (kind == 4).then(|| "provision".into()),
+            step: (kind == 5).then(|| "ansible_started".into()),
+            server_id,
+        },
+        10 => CallbackKind::Unknown { status: "paused".into() },
+        step => CallbackKind::Step { step: STEPS[step as usize % 5].into(), metadata: None },
+    }
+}
+
+/// What makes two callbacks the same where they have no delivery id.
+type Same = (Attempt, String, Option<String>);
+
+/// What the callback behind an event said; `None` for an event that is no callback.
+fn said(event: &Event) -> Option<Same> {
+    Some(match event {
+        Event::ProvisioningStarted(it) => (it.attempt, "started".into(), None),
+        Event::ProvisioningStepRecorded(it) => (it.attempt, "step".into(), Some(it.step.clone())),
+        Event::HeartbeatRecorded(it) => (it.attempt, "heartbeat".into(), None),
+        Event::JobSucceeded(it) => (it.attempt, "done".into(), None),
+        Event::JobFailed(it) if it.error_code == WORKFLOW_FAILED => {
+            (it.attempt, "failed".into(), it.step.clone())
+        }
+        Event::LateCallbackRecorded(it) => (it.attempt, it.kind.clone(), it.step.clone()),
+        _ => return None,
+    })
+}
+
+/// Every callback is one event, or an exact repeat of one that stands at the answered position.
+fn not_lost(
+    before: &Story,
+    callback: &Callback,
+    decision: &JobDecision,
+) -> Result<(), TestCaseError> {
+    let kind = callback.kind.name();
+    let step = callback.kind.step().map(str::to_owned);
+    let same_delivery =
+        |other: &Option<String>| callback.delivery_id.is_some() && *other == callback.delivery_id;
+    if let JobAnswer::Repeated(position, _) = decision.answer {
+        prop_assert!(decision.events.is_empty() && decision.queue.is_none());
+        let (event, _, delivery_id) = &before.log[position.0 as usize - 1];
+        if callback.delivery_id.is_some() {
+            prop_assert!(same_delivery(delivery_id));
+        } else {
+            let (attempt, first_kind, first_step) = said(event).expect("it was a callback");
+            prop_assert_eq!((first_kind.as_str(), first_step), (kind, step));
+            prop_assert!(kind != "heartbeat");
+            prop_assert!(callback.attempt.is_none_or(|named| named == attempt));
+        }
+        return Ok(());
+    }
+    prop_assert!(!before.log.iter().any(|(.., delivery_id)| same_delivery(delivery_id)));
+    let told: Vec<Same> = decision.events.iter().filter_map(said).collect();
+    let in_stream = decision.events.iter().filter(|event| job_of(event).is_some()).count();
+    prop_assert_eq!((told.len(), in_stream), (1, 1));
+    prop_assert_eq!((told[0].1.as_str(), &told[0].2), (kind, &step));
+    prop_assert!(callback.attempt.is_none_or(|named| named == told[0].0));
+    let late = decision.events[0].event_type() == EventType::LateCallbackRecorded;
+    prop_assert_eq!(late, matches!(decision.answer, JobAnswer::Kept(_)));
+    Ok(())
+}
+
+/// Ended is final, attempts only go up, and no attempt's progress goes backward.
+fn never_backward(before: &Job, after: &Job) -> Result<(), TestCaseError> {
+    if before.status.is_ended() {
+        prop_assert_eq!(after.status, before.status);
+        prop_assert_eq!(&after.attempts, &before.attempts);
+    }
+    let (earlier, later) = (before.attempts.len(), after.attempts.len());
+    prop_assert!(later == earlier || later == earlier + 1);
+    for (number, attempt) in (1..).zip(&after.attempts) {
+        prop_assert_eq!(attempt.number, Attempt(number));
+    }
+    for (old, new) in before.attempts.iter().zip(&after.attempts) {
+        prop_assert!(new.progress.index() >= old.progress.index());
+        let completed = |progress: &Progress| letters(progress).matches('c').count();
+        prop_assert!(completed(&new.progress) >= completed(&old.progress));
+        let rank = |progress: &Progress| {
+            progress
+                .current_step
+                .as_deref()
+                .and_then(|step| STEPS.iter().position(|it| *it == step))
+        };
+        let cleared = after.status == JobStatus::Succeeded;
+        prop_assert!(cleared || rank(&new.progress) >= rank(&old.progress));
+    }
+    // Whatever was before the last attempt is over.
+    prop_assert_eq!(&after.attempts[..earlier - 1], &before.attempts[..earlier - 1]);
+    Ok(())
+}
+
+/// A job that has not ended is looked at again, in the state of the queue that fits its own.
+fn watched(story: &Story) -> Result<(), TestCaseError> {
+    let fits = match story.status() {
+        JobStatus::Queued => story.queue.0 == QueueState::Queued,
+        JobStatus::Dispatching => {
+            matches!(story.queue.0, QueueState::Dispatching | QueueState::Running)
+        }
+        JobStatus::Running => story.queue.0 == QueueState::Running,
+        JobStatus::RetryScheduled => story.queue.0 == QueueState::Retry,
+        JobStatus::Succeeded | JobStatus::Failed | JobStatus::Cancelled => {
+            story.queue.0 == QueueState::Ended
+        }
+    };
+    prop_assert!(fits, "{:?} is not {:?}", story.queue, story.status());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    fn ten_thousand_random_stories_lose_no_callback_and_never_go_backward(
+        acts in vec(act(), 1..24),
+    ) {
+        let mut story = running();
+        for act in &acts {
+            if let Act::Wait { minutes } = act {
+                story.wait_minutes(*minutes);
+                continue;
+            }
+            let (before, command) = (story.clone(), act.command());
+            let heard = if let JobCommand::Record(it) = &command { Some(it.clone()) } else { None };
+            let Ok(decision) = story.tries(command) else {
+                prop_assert!(heard.is_none(), "a callback is never refused");
+                continue;
+            };
+            if let Some(callback) = &heard {
+                not_lost(&before, callback, &decision)?;
+            }
+            never_backward(before.job(), story.job())?;
+            watched(&story)?;
+            let own = decision.events.iter().filter(|event| job_of(event).is_some()).count();
+            prop_assert_eq!(story.version, before.version + own as u32);
+            prop_assert_eq!(story.log.len(), before.log.len() + decision.events.len());
+        }
+        prop_assert_eq!(fold(None, &story.log, 0), story.state);
+    }
+}
