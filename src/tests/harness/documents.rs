@@ -222,7 +222,9 @@ fn close(schema: &mut Value, is_part: bool) {
                 properties.values_mut().for_each(|property| close(property, false));
             }
             ("prefixItems" | "oneOf" | "anyOf", Value::Array(schemas)) => {
-                schemas.iter_mut().for_each(|schema| close(schema, false));
+                for schema in schemas {
+                    close(schema, false);
+                }
             }
             ("items", schema) => close(schema, false),
             _ => {}

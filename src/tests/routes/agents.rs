@@ -93,7 +93,7 @@ async fn a_body_of_the_api_is_json_of_at_most_64_kib() {
             client.authorization()
         );
         if head.contains("chunked") {
-            request += &format!("{}\r\n0\r\n\r\n", body(65_537));
+            request = [&*request, &*body(65_537), "\r\n0\r\n\r\n"].concat();
         }
         let answer = client.raw(request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
@@ -178,7 +178,7 @@ async fn each_state_of_an_instance_shows_its_step() {
     let failed = |phase: &str| json!({"status": "failed", "failed_step": phase});
     let bare = json!({"status": "failed"});
     let done = json!({"status": "running"});
-    let table: [(&str, Vec<Value>, &str, Option<&str>, &str); 17] = [
+    let table = [
         ("pending", vec![], "pending", None, "apppp"),
         ("started", vec![started.clone()], "provisioning", None, "cappp"),
         ("unknown", vec![step("coffee")], "provisioning", None, "cappp"),

@@ -311,12 +311,12 @@ async fn a_deadline_is_over_for_whoever_reads_after_it() {
         let (agent, job) = client.job("mari").await;
         say(&client, json!({"status": "provisioning"}), &job).await;
         let begun = client.events().await.last().unwrap()["recorded_at"].clone();
-        let read = async || match tail {
-            "" => client.read(&path(&job, "")).await["status"].clone(),
-            _ => {
-                let answer = client.read(&format!("/api/agents/{agent}/instance")).await;
-                answer["instance"]["job_status"].clone()
+        let read = async || {
+            if tail.is_empty() {
+                return client.read(&path(&job, "")).await["status"].clone();
             }
+            let answer = client.read(&format!("/api/agents/{agent}{tail}")).await;
+            answer["instance"]["job_status"].clone()
         };
         over(time(&begun) + SignedDuration::from_millis(500)).await;
         assert_ne!(read().await, "running");
