@@ -221,8 +221,10 @@ fn record(job: &Job, callback: Callback, now: Timestamp, limits: &Limits) -> Job
     }
 }
 
-/// The attempt a callback speaks for. One that names none is told by its run; else it is the one
-/// under way, and the one before while the next waits to be claimed: no run of that can speak yet.
+/// The attempt a callback speaks for. One that names none is told by its run. Else a *started* is
+/// the first word of the attempt that waits, whoever dispatched it; all others belong to the
+/// attempt under way, and to the one before while the next has not begun: no run of that has
+/// spoken yet.
 fn attempt_of(job: &Job, callback: &Callback) -> Attempt {
     let by_run = |attempt: &&AttemptState| {
         attempt.workflow_run_id.is_some() && attempt.workflow_run_id == callback.workflow_run_id
@@ -231,7 +233,9 @@ fn attempt_of(job: &Job, callback: &Callback) -> Attempt {
         attempt.dispatcher.is_some() || attempt.heard_at.is_some() || attempt.ended_at.is_some()
     };
     let latest = || job.attempts.iter().rev();
-    let unnamed = || latest().find(by_run).or_else(|| latest().find(begun));
+    let first_word = matches!(callback.kind, CallbackKind::Started);
+    let speaking = |attempt: &&AttemptState| first_word || begun(attempt);
+    let unnamed = || latest().find(by_run).or_else(|| latest().find(speaking));
     callback.attempt.or_else(|| unnamed().map(|it| it.number)).unwrap_or(Attempt::FIRST)
 }
 

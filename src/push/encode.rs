@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn a_message_is_one_chunk() {
         let chunk = message(7, Position(12), "recorded", b"{}");
-        assert_eq!(&chunk[..], b"27\r\nid: 7-12\nevent: recorded\ndata: {}\n\n\r\n");
+        assert_eq!(&chunk[..], b"23\r\nid: 7-12\nevent: recorded\ndata: {}\n\n\r\n");
         assert_eq!(text(&chunk), "id: 7-12\nevent: recorded\ndata: {}\n\n");
     }
 
