@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use milepost_schemas::Metadata;
 use uuid::Uuid;
 
+use super::pages::Trouble;
 use super::problem::Problem;
 use crate::accounts;
 use crate::app::App;
@@ -75,7 +76,7 @@ impl FromRequestParts<Arc<App>> for Visitor {
                 let next: String = form_urlencoded::byte_serialize(next.as_bytes()).collect();
                 Err(Redirect::to(&format!("/login?next={next}")).into_response())
             }
-            Err(problem) => Err(problem.into_response()),
+            Err(problem) => Err(Trouble::from(problem).into_response()),
         }
     }
 }
@@ -83,7 +84,10 @@ impl FromRequestParts<Arc<App>> for Visitor {
 async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Option<Actor>, Problem> {
     let database = app.log.database();
     if let Some(value) = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()) {
-        let Some(token) = value.strip_prefix("Bearer ") else { return Ok(None) };
+        let Some((scheme, token)) = value.split_once(' ') else { return Ok(None) };
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Ok(None);
+        }
         let name = accounts::token_name(database, token.trim()).await?;
         return Ok(name.map(|name| Actor {
             name: format!("token:{name}"),

@@ -80,10 +80,12 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(api::metrics::prometheus))
         .merge(pages::routes())
         .fallback(pages::not_found)
+        .method_not_allowed_fallback(pages::not_allowed)
         .layer(middleware::map_response(secure));
     // Webhooks go without the layers that browsers need.
     Router::new()
         .route("/api/webhooks/github", post(api::webhooks::github))
+        .method_not_allowed_fallback(pages::not_allowed)
         .merge(api)
         .with_state(app)
 }

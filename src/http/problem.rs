@@ -1,5 +1,6 @@
 //! Errors as `application/problem+json` (RFC 9457), each with a stable `type`.
 
+use axum::extract::rejection::QueryRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -93,6 +94,17 @@ impl Problem {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "Not JSON", detail)
     }
 
+    /// 405.
+    pub fn not_allowed() -> Self {
+        let detail = "The route takes other methods";
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method-not-allowed",
+            "Method not allowed",
+            detail,
+        )
+    }
+
     /// 409.
     pub fn conflict(kind: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, kind, "Conflict", detail)
@@ -147,6 +159,12 @@ impl From<ExecuteError> for Problem {
                 Self::new(status, "unreadable", "An event cannot be read", why)
             }
         }
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(error: QueryRejection) -> Self {
+        Self::bad_request(error.body_text())
     }
 }
 

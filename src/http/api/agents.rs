@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use milepost_projections::Board;
 use milepost_projections::answers::{AgentAnswer, AgentRow, InstanceAnswer};
 use milepost_schemas::{AgentId, InstanceId, JobId};
 use serde::{Deserialize, Serialize};
 
-use super::{id, json};
+use super::{Id, json};
 use crate::app::App;
 use crate::domain::AgentCommand;
 use crate::execute;
@@ -97,9 +97,9 @@ pub async fn list(State(app): State<Arc<App>>, _: Actor) -> Result<Json<Agents>,
 pub async fn show(
     State(app): State<Arc<App>>,
     _: Actor,
-    Path(agent): Path<String>,
+    Id(agent): Id<AgentId>,
 ) -> Result<Json<AgentAnswer>, Problem> {
-    let board = board(&app, id(&agent, "agent")?).await?;
+    let board = board(&app, agent).await?;
     let answer = board.agent.as_ref().map(AgentAnswer::of);
     answer.map(Json).ok_or_else(|| Problem::not_found("agent"))
 }
@@ -111,9 +111,9 @@ pub async fn show(
 pub async fn instance(
     State(app): State<Arc<App>>,
     _: Actor,
-    Path(agent): Path<String>,
+    Id(agent): Id<AgentId>,
 ) -> Result<Json<InstanceAnswer>, Problem> {
-    let board = board(&app, id(&agent, "agent")?).await?;
+    let board = board(&app, agent).await?;
     let answer = InstanceAnswer::of(&board, app.clock.now());
     answer.map(Json).ok_or_else(|| Problem::not_found("agent"))
 }
@@ -125,12 +125,11 @@ pub async fn instance(
 pub async fn provision(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(agent): Path<String>,
+    Id(agent): Id<AgentId>,
     request: Request,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let agent_id = id(&agent, "agent")?;
     let Order { region } = json(request).await?;
-    let job_id = order(&app, &actor, agent_id, region, None).await?;
+    let job_id = order(&app, &actor, agent, region, None).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
 }
 

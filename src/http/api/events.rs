@@ -66,7 +66,11 @@ impl Query {
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             let wrong = || Problem::bad_request(format!("{name}={value} makes no sense"));
             match &*name {
-                "after" => parsed.after = Some(Position(value.parse().map_err(|_| wrong())?)),
+                "after" => {
+                    let after: u64 = value.parse().map_err(|_| wrong())?;
+                    // Postgres counts in signed numbers.
+                    parsed.after = Some(Position(after.min(i64::MAX as u64)));
+                }
                 "limit" => parsed.limit = Some(value.parse().map_err(|_| wrong())?),
                 "stream" => {
                     parsed.filter.streams.push(StreamId(value.parse().map_err(|_| wrong())?));

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
 use milepost_projections::answers::JobAnswer;
 use milepost_projections::{Job, JobStatus};
@@ -11,7 +12,7 @@ use milepost_schemas::JobId;
 use serde::{Deserialize, Serialize};
 
 use super::agents::{Accepted, order};
-use super::{id, json};
+use super::{Id, json};
 use crate::app::App;
 use crate::domain::JobCommand;
 use crate::execute;
@@ -49,9 +50,9 @@ pub struct Cancellation {
 pub async fn list(
     State(app): State<Arc<App>>,
     _: Actor,
-    query: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<Filter>, QueryRejection>,
 ) -> Result<Json<Jobs>, Problem> {
-    let Query(filter) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let Query(filter) = query?;
     let (_, head) = app.log.head().await?;
     let limit = filter.limit.unwrap_or(LIST_DEFAULT);
     let jobs = app.views.jobs(head, filter.status, filter.before, limit).await?;
@@ -65,9 +66,9 @@ pub async fn list(
 pub async fn show(
     State(app): State<Arc<App>>,
     _: Actor,
-    Path(job): Path<String>,
+    Id(job): Id<JobId>,
 ) -> Result<Json<JobAnswer>, Problem> {
-    let job = read(&app, id(&job, "job")?).await?;
+    let job = read(&app, job).await?;
     Ok(Json(JobAnswer::of(&job)))
 }
 
@@ -78,10 +79,9 @@ pub async fn show(
 pub async fn cancel(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(job): Path<String>,
+    Id(job_id): Id<JobId>,
     request: Request,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let job_id = id(&job, "job")?;
     let Cancellation { reason } = json(request).await?;
     end(&app, &actor, job_id, reason).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
@@ -110,9 +110,9 @@ pub async fn end(
 pub async fn retry(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(job): Path<String>,
+    Id(job): Id<JobId>,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let job_id = again(&app, &actor, id(&job, "job")?).await?;
+    let job_id = again(&app, &actor, job).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
 }
 

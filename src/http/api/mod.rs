@@ -9,12 +9,41 @@ pub mod session;
 pub mod streams;
 pub mod webhooks;
 
-use axum::extract::Request;
+use axum::extract::{FromRequestParts, Path, Request};
 use axum::http::header;
+use axum::http::request::Parts;
+use milepost_schemas::{AgentId, JobId};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
 use super::{BODY_BYTES_MAX, read_body};
+
+/// The id in a path; what is none names nothing, and is not found.
+pub struct Id<T>(pub T);
+
+/// What an id in a path can stand for.
+pub trait Named: std::str::FromStr {
+    /// In words.
+    const NAME: &'static str;
+}
+
+impl Named for AgentId {
+    const NAME: &'static str = "agent";
+}
+
+impl Named for JobId {
+    const NAME: &'static str = "job";
+}
+
+impl<T: Named, S: Send + Sync> FromRequestParts<S> for Id<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let text = Path::<String>::from_request_parts(parts, state).await;
+        let id = text.ok().and_then(|Path(text)| text.parse().ok());
+        id.map(Self).ok_or_else(|| Problem::not_found(T::NAME))
+    }
+}
 
 /// Reads a JSON body; an empty one counts as `{}`, so that `curl -X POST` works.
 async fn json<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
@@ -31,14 +60,13 @@ async fn json<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
     {
         return Err(Problem::not_json());
     }
+    // serde would read an array as the members in order.
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(Problem::bad_request("The body is not a JSON object"));
+    }
     serde_json::from_slice(&body).map_err(|error| wrong(&error))
 }
 
 fn wrong(error: &serde_json::Error) -> Problem {
     Problem::bad_request(error.to_string())
-}
-
-/// Reads an id out of a path; what is none names nothing.
-fn id<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, Problem> {
-    text.parse().map_err(|_| Problem::not_found(what))
 }

@@ -4,13 +4,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::Request;
 use axum::response::Response;
 use milepost_schemas::{AgentId, JobId};
 
 use super::events::Query;
-use super::{agents, id, jobs};
+use super::{Id, agents, jobs};
 use crate::app::App;
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
@@ -38,10 +38,9 @@ pub async fn events(
 pub async fn instance(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(agent): Path<String>,
+    Id(agent): Id<AgentId>,
     request: Request<Body>,
 ) -> Result<Response, Problem> {
-    let agent = id(&agent, "agent")?;
     agents::board(&app, agent).await?;
     Ok(stream(&app, &actor, &request, Wants { agents: vec![agent], ..Wants::default() }))
 }
@@ -53,10 +52,9 @@ pub async fn instance(
 pub async fn job(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(job): Path<String>,
+    Id(job): Id<JobId>,
     request: Request<Body>,
 ) -> Result<Response, Problem> {
-    let job = id(&job, "job")?;
     jobs::read(&app, job).await?;
     Ok(stream(&app, &actor, &request, Wants { jobs: vec![job], ..Wants::default() }))
 }
@@ -79,12 +77,21 @@ async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
     let mut wants = Wants::default();
     let mut count = 0;
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if !matches!(&*name, "agent" | "job" | "events") {
+            continue;
+        }
+        count += 1;
+        // Before anything is looked up for it.
+        if count > WANTS_MAX {
+            let detail = format!("at most {WANTS_MAX} things can be watched at once");
+            return Err(Problem::bad_request(detail));
+        }
         match (&*name, &*value) {
             ("agent", "all") => wants.all_agents = true,
             ("agent", value) => wants.agents.push(named("agent", value)?),
             ("job", value) => wants.jobs.push(named("job", value)?),
-            ("events", "all") => wants.events = Some(crate::log::EventFilter::default()),
-            ("events", value) => {
+            (_, "all") => wants.events = Some(crate::log::EventFilter::default()),
+            (_, value) => {
                 let job: JobId = named("events", value)?;
                 // One id, of an agent or of a job: the log says which.
                 match crate::execute::read_job(&app.log, job).await? {
@@ -92,14 +99,7 @@ async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
                     None => wants.events_of_agents.push(AgentId(job.0)),
                 }
             }
-            _ => continue,
         }
-        count += 1;
-    }
-    if count > WANTS_MAX {
-        return Err(Problem::bad_request(format!(
-            "at most {WANTS_MAX} things can be watched at once"
-        )));
     }
     if count == 0 {
         return Err(Problem::bad_request("say what to watch: agent=, job= or events="));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::Router;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequest as _, Path, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::accounts;
 use crate::app::App;
-use crate::http::api::{agents, jobs, session};
+use crate::http::api::{Id, agents, jobs, session};
 use crate::http::auth::{Actor, Visitor, refuse_cross_origin};
 use crate::http::problem::Problem;
 use crate::http::{BODY_BYTES_MAX, read_body};
@@ -46,7 +47,7 @@ pub fn routes() -> Router<Arc<App>> {
 }
 
 /// A problem as a page: people get words, not JSON.
-struct Trouble(Problem);
+pub struct Trouble(Problem);
 
 impl<P: Into<Problem>> From<P> for Trouble {
     fn from(problem: P) -> Self {
@@ -115,10 +116,11 @@ struct Before {
 async fn agent(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
-    Path(id): Path<String>,
-    Query(Before { before }): Query<Before>,
+    id: Result<Id<AgentId>, Problem>,
+    query: Result<Query<Before>, QueryRejection>,
 ) -> Result<Response, Trouble> {
-    let id: AgentId = id.parse().map_err(|_| Problem::not_found("agent"))?;
+    let Query(Before { before }) = query?;
+    let Id(id) = id?;
     let (_, head) = app.log.head().await?;
     let board = agents::board(&app, id).await?;
     let answer = InstanceAnswer::of(&board, app.clock.now());
@@ -134,10 +136,11 @@ async fn agent(
 async fn job(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
-    Path(id): Path<String>,
-    Query(Before { before }): Query<Before>,
+    id: Result<Id<JobId>, Problem>,
+    query: Result<Query<Before>, QueryRejection>,
 ) -> Result<Response, Trouble> {
-    let id: JobId = id.parse().map_err(|_| Problem::not_found("job"))?;
+    let Query(Before { before }) = query?;
+    let Id(id) = id?;
     let (_, head) = app.log.head().await?;
     let job = jobs::read(&app, id).await?;
     let name = agents::board(&app, job.agent_id).await?.agent.map(|agent| agent.name);
@@ -202,9 +205,9 @@ async fn create(
 async fn provision(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
-    Path(id): Path<String>,
+    id: Result<Id<AgentId>, Problem>,
 ) -> Result<Redirect, Trouble> {
-    let agent: AgentId = id.parse().map_err(|_| Problem::not_found("agent"))?;
+    let Id(agent) = id?;
     agents::order(&app, &actor, agent, None, None).await?;
     Ok(Redirect::to(&format!("/agents/{agent}")))
 }
@@ -217,10 +220,10 @@ struct Cancellation {
 async fn cancel(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
-    Path(id): Path<String>,
+    id: Result<Id<JobId>, Problem>,
     request: Request,
 ) -> Result<Redirect, Trouble> {
-    let job: JobId = id.parse().map_err(|_| Problem::not_found("job"))?;
+    let Id(job) = id?;
     let Cancellation { reason } = form(request).await?;
     jobs::end(&app, &actor, job, reason).await?;
     Ok(Redirect::to(&format!("/jobs/{job}")))
@@ -229,9 +232,9 @@ async fn cancel(
 async fn retry(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
-    Path(id): Path<String>,
+    id: Result<Id<JobId>, Problem>,
 ) -> Result<Redirect, Trouble> {
-    let job: JobId = id.parse().map_err(|_| Problem::not_found("job"))?;
+    let Id(job) = id?;
     let again = jobs::again(&app, &actor, job).await?;
     Ok(Redirect::to(&format!("/jobs/{again}")))
 }
@@ -248,8 +251,9 @@ struct LogIn {
 /// `GET /login`, and `GET /login?once=` of a link that logs in once.
 async fn login(
     State(app): State<Arc<App>>,
-    Query(query): Query<LogIn>,
+    query: Result<Query<LogIn>, QueryRejection>,
 ) -> Result<Response, Trouble> {
+    let Query(query) = query?;
     let next = local(query.next.as_deref());
     let Some(once) = query.once else { return Ok(login_page(&app, None, next)) };
     let token = accounts::use_link(app.log.database(), &once, app.clock.now()).await?;
@@ -329,9 +333,21 @@ async fn asset(Path(path): Path<String>) -> Result<Response, Trouble> {
 
 /// What no route takes: JSON under `/api`, a page elsewhere.
 pub async fn not_found(request: Request) -> Response {
-    let path = request.uri().path();
-    if path.starts_with("/api/") {
+    if is_for_programs(&request) {
         return Problem::not_found("resource").into_response();
     }
     Trouble(Problem::not_found("page")).into_response()
+}
+
+/// What a route takes with other methods only; in the same forms.
+pub async fn not_allowed(request: Request) -> Response {
+    if is_for_programs(&request) {
+        return Problem::not_allowed().into_response();
+    }
+    Trouble(Problem::not_allowed()).into_response()
+}
+
+fn is_for_programs(request: &Request) -> bool {
+    let path = request.uri().path();
+    path.starts_with("/api/") || matches!(path, "/healthz" | "/readyz" | "/metrics")
 }

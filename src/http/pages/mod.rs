@@ -27,7 +27,7 @@ use milepost_projections::usual::UsualDuration;
 
 pub use agent::AgentPage;
 pub use event_row::{EventList, EventRow, Place};
-pub use handlers::{not_found, routes};
+pub use handlers::{Trouble, not_allowed, not_found, routes};
 pub use job::JobPage;
 pub use login::LoginPage;
 pub use overview::OverviewPage;

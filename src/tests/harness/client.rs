@@ -3,10 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use milepost::intake::github::Secret;
-use reqwest::StatusCode;
+use reqwest::header::HeaderMap;
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use super::{PATIENCE, text};
+use super::{PATIENCE, documents, text};
 
 static DELIVERIES: AtomicU64 = AtomicU64::new(0);
 
@@ -23,13 +26,62 @@ pub struct Client {
 
 impl Client {
     pub(super) fn new(url: String, token: String, secret: Secret) -> Self {
-        Self { http: reqwest::Client::new(), url, token, secret }
+        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+        Self { http: http.build().unwrap(), url, token, secret }
+    }
+
+    /// A request that has not been sent yet, with no credentials.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url))
+    }
+
+    /// A form that has not been sent yet, with no credentials.
+    pub fn form(&self, path: &str, fields: &[(&str, &str)]) -> RequestBuilder {
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        let request = self.request(Method::POST, path);
+        request.header("content-type", "application/x-www-form-urlencoded").body(body)
+    }
+
+    /// Sends a request and checks its answer against the documents.
+    pub async fn send(&self, request: RequestBuilder) -> Answer {
+        let request = request.build().unwrap();
+        let (method, path) = (request.method().clone(), request.url().path().to_owned());
+        let sent = request.body().and_then(reqwest::Body::as_bytes).map(<[u8]>::to_vec);
+        let response = self.http.execute(request).await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.bytes().await.unwrap().to_vec();
+        documents::check_answer(&method, &path, status, &headers, &body);
+        if let Some(sent) = sent.filter(|_| status.is_success()) {
+            documents::check_taken(&method, &path, &sent);
+        }
+        Answer { status, headers, body }
+    }
+
+    /// Writes bytes to the server and reads all it has to say, until it closes.
+    pub async fn raw(&self, request: &[u8]) -> String {
+        let mut socket = self.connect().await;
+        socket.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await;
+        // A server that refuses a body closes with some of it unread: the answer is there before.
+        drop(read.expect("the server is silent"));
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// A connection to the server.
+    pub async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.url.strip_prefix("http://").unwrap()).await.unwrap()
+    }
+
+    /// A header with this client's token.
+    pub fn authorization(&self) -> String {
+        format!("Bearer {}", self.token)
     }
 
     /// Asks for something; its status and JSON.
     pub async fn get(&self, path: &str) -> (StatusCode, Value) {
-        let request = self.http.get(format!("{}{path}", self.url)).bearer_auth(&self.token);
-        answer(request.send().await.unwrap()).await
+        let request = self.request(Method::GET, path).bearer_auth(&self.token);
+        self.send(request).await.into_json()
     }
 
     /// Asks for something that is there.
@@ -41,8 +93,8 @@ impl Client {
 
     /// Orders something.
     pub async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
-        let request = self.http.post(format!("{}{path}", self.url)).json(body);
-        answer(request.bearer_auth(&self.token).send().await.unwrap()).await
+        let request = self.request(Method::POST, path).bearer_auth(&self.token).json(body);
+        self.send(request).await.into_json()
     }
 
     /// A new agent.
@@ -63,8 +115,7 @@ impl Client {
 
     /// Posts a callback, signed in the first form.
     pub async fn callback(&self, body: &Value) -> (StatusCode, Value) {
-        let request = self.signed(body.to_string());
-        answer(request.send().await.unwrap()).await
+        self.send(self.signed(body.to_string())).await.into_json()
     }
 
     /// Posts a callback with a delivery id of its own.
@@ -75,15 +126,15 @@ impl Client {
     }
 
     /// A callback that has not been sent yet, signed in the first form.
-    pub fn signed(&self, body: String) -> reqwest::RequestBuilder {
+    pub fn signed(&self, body: String) -> RequestBuilder {
         let signature = self.secret.sign(body.as_bytes());
         self.unsigned(body).header("x-signature", signature)
     }
 
     /// A callback that has not been sent yet, and is not signed.
-    pub fn unsigned(&self, body: String) -> reqwest::RequestBuilder {
-        let url = format!("{}/api/webhooks/github", self.url);
-        self.http.post(url).header("content-type", "application/json").body(body)
+    pub fn unsigned(&self, body: String) -> RequestBuilder {
+        let request = self.request(Method::POST, "/api/webhooks/github");
+        request.header("content-type", "application/json").body(body)
     }
 
     /// Every event of the log, in order.
@@ -106,13 +157,22 @@ impl Client {
 
     /// Opens a stream, if the server lets it.
     pub async fn try_stream(&self, path: &str, last_event_id: Option<&str>) -> Option<Messages> {
-        let mut request = self.http.get(format!("{}{path}", self.url)).bearer_auth(&self.token);
+        let mut request = self.request(Method::GET, path).bearer_auth(&self.token);
         if let Some(id) = last_event_id {
             request = request.header("last-event-id", id);
         }
+        self.follow(request).await
+    }
+
+    /// Opens the stream a request asks for, if the server lets it.
+    pub async fn follow(&self, request: RequestBuilder) -> Option<Messages> {
         let response = request.send().await.ok()?;
-        let open = response.status() == StatusCode::OK;
-        open.then_some(Messages { response, buffer: Vec::new(), id: String::new() })
+        if response.status() != StatusCode::OK {
+            return None;
+        }
+        let path = response.url().path().to_owned();
+        documents::check_answer(&Method::GET, &path, response.status(), response.headers(), b"");
+        Some(Messages { response, path, buffer: Vec::new(), id: String::new() })
     }
 
     /// The same client, of a server elsewhere or by another way.
@@ -126,10 +186,32 @@ impl Client {
     }
 }
 
-async fn answer(response: reqwest::Response) -> (StatusCode, Value) {
-    let status = response.status();
-    let body = response.bytes().await.unwrap();
-    (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// Its status and its body as JSON, `null` where it is none.
+    pub fn into_json(self) -> (StatusCode, Value) {
+        (self.status, serde_json::from_slice(&self.body).unwrap_or(Value::Null))
+    }
+
+    /// Its body as text.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// A header; empty where it is not there.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
 }
 
 /// One message of a stream.
@@ -153,6 +235,7 @@ impl Message {
 /// An open stream.
 pub struct Messages {
     response: reqwest::Response,
+    path: String,
     buffer: Vec<u8>,
     id: String,
 }
@@ -165,12 +248,17 @@ impl Messages {
 
     /// The next message of that name; others are passed over.
     pub async fn next_named(&mut self, event: &str) -> Message {
-        loop {
-            let message = self.next().await.expect("the stream goes on");
-            if message.event == event {
-                return message;
+        // Bookmarks go on whatever happens, and are no sign that it will.
+        let found = async {
+            loop {
+                let message = self.next().await.expect("the stream goes on");
+                if message.event == event {
+                    return message;
+                }
             }
-        }
+        };
+        let found = tokio::time::timeout(PATIENCE, found).await;
+        found.unwrap_or_else(|_| panic!("the stream has no {event}"))
     }
 
     async fn next_block(&mut self) -> Option<Message> {
@@ -198,6 +286,8 @@ impl Messages {
             }
         }
         message.id.clone_from(&self.id);
-        (!message.data.is_empty()).then_some(message)
+        let message = (!message.data.is_empty()).then_some(message)?;
+        documents::check_message(&self.path, &message);
+        Some(message)
     }
 }

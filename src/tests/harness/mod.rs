@@ -4,6 +4,7 @@
 //! is started here ends with the test, or with the test process should that be killed.
 
 mod client;
+pub mod documents;
 mod server;
 
 use std::process::{Child, Command, Stdio};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-pub use client::{Client, Message, Messages};
+pub use client::{Answer, Client, Message, Messages};
 pub use server::{Options, Server};
 
 /// The program under test.

@@ -1,0 +1,264 @@
+//! The pages people read, and the forms on them.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::log_in;
+use crate::harness::{Answer, Client, Server, text};
+
+/// A person at a browser without scripts.
+struct Person {
+    client: Client,
+    cookie: String,
+}
+
+impl Person {
+    async fn at(server: &Server) -> Self {
+        let cookie = format!("session_token={}", log_in(server).await);
+        Self { client: server.client(), cookie }
+    }
+
+    async fn open(&self, path: &str) -> Answer {
+        let request = self.client.request(Method::GET, path);
+        self.client.send(request.header("cookie", &self.cookie)).await
+    }
+
+    async fn submit(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let form = self.client.form(path, fields).header("sec-fetch-site", "same-origin");
+        self.client.send(form.header("cookie", &self.cookie)).await
+    }
+
+    /// Submits a form that leads on; returns where to.
+    async fn go(&self, path: &str, fields: &[(&str, &str)]) -> String {
+        let answer = self.submit(path, fields).await;
+        assert_eq!(answer.status, 303, "{path}: {}", answer.text());
+        answer.header("location").to_owned()
+    }
+}
+
+fn is_page(answer: &Answer) {
+    assert!(answer.header("content-type").starts_with("text/html"), "{:?}", answer.headers);
+    assert!(answer.text().starts_with("<!doctype html>"), "{}", answer.text());
+    for (name, value) in [
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "same-origin"),
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cache-control", "no-store"),
+    ] {
+        assert_eq!(answer.header(name), value, "{name}");
+    }
+    let policy = answer.header("content-security-policy");
+    for part in
+        ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"]
+    {
+        assert!(policy.contains(part), "{part} is not in {policy}");
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
+}
+
+/// The statuses of the first five steps of a page.
+fn statuses(page: &str) -> Vec<(String, String)> {
+    let value = |tag: &str, name: &str| {
+        let start = tag.find(&format!("{name}=\""))? + name.len() + 2;
+        Some(tag[start..].split('"').next()?.to_owned())
+    };
+    page.split('<')
+        .filter_map(|tag| Some((value(tag, "data-step")?, value(tag, "data-status")?)))
+        .take(5)
+        .collect()
+}
+
+fn steps(statuses: [&str; 5]) -> Vec<(String, String)> {
+    let ids = ["queued", "creating", "installing", "configuring", "running"];
+    ids.iter().zip(statuses).map(|(id, status)| ((*id).into(), status.into())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_logged_in_is_sent_to_do_so_and_back() {
+    let server = Server::start().await;
+    let client = server.client();
+    for (path, next) in [
+        ("/", "/login?next=%2F"),
+        ("/agents/1?before=2", "/login?next=%2Fagents%2F1%3Fbefore%3D2"),
+        ("/jobs/1", "/login?next=%2Fjobs%2F1"),
+    ] {
+        let answer = client.send(client.request(Method::GET, path)).await;
+        assert_eq!((answer.status.as_u16(), answer.header("location")), (303, next));
+    }
+    // A form cannot be sent again from a link.
+    let answer = client.send(client.form("/agents", &[("name", "mari")])).await;
+    assert_eq!((answer.status.as_u16(), answer.header("location")), (303, "/login?next=%2F"));
+    let login = client.send(client.request(Method::GET, "/login?next=%2Fjobs%2F1")).await;
+    assert_eq!(login.status, 200);
+    is_page(&login);
+    assert!(login.text().contains("name=\"next\" value=\"/jobs/1\""), "{}", login.text());
+    let fields = [("email", "admin@localhost"), ("password", "wrong"), ("next", "/jobs/1")];
+    let refused = client.send(client.form("/login", &fields)).await;
+    assert_eq!(refused.status, 401);
+    is_page(&refused);
+    assert!(refused.text().contains("The address or the password is wrong"));
+    assert_eq!(client.read("/api/events").await["head"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_do_it_all_without_scripts() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let agent = person.go("/agents", &[("name", "mari"), ("region", "eu-north")]).await;
+    let page = person.open(&agent).await;
+    is_page(&page);
+    assert!(page.text().contains("<h1"), "{}", page.text());
+    assert_eq!(statuses(page.text()), steps(["pending"; 5]));
+    assert_eq!(person.go(&format!("{agent}/provision"), &[]).await, agent);
+    let id = agent.strip_prefix("/agents/").unwrap();
+    let shown = person.client.read(&format!("/api/agents/{id}/instance")).await;
+    assert_eq!(shown["instance"]["region"], "eu-north");
+    let job = format!("/jobs/{}", text(&shown["instance"], "job_id"));
+    let cancelled = person.go(&format!("{job}/cancel"), &[("reason", "too dear")]).await;
+    assert_eq!(cancelled, job);
+    let page = person.open(&job).await;
+    assert!(page.text().contains("too dear"), "{}", page.text());
+    let again = person.go(&format!("{job}/retry"), &[]).await;
+    assert_ne!(again, job);
+    is_page(&person.open(&again).await);
+    assert_eq!(person.go("/logout", &[]).await, "/login");
+    assert_eq!(person.open("/").await.header("location"), "/login?next=%2F");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_show_the_steps_of_each_state() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let client = &person.client;
+    let (agent, job) = client.job("mari").await;
+    let failed = json!({"status": "failed", "error": "<b>no</b> route & more"});
+    let states: [(Option<Value>, [&str; 5]); 4] = [
+        (None, ["active", "pending", "pending", "pending", "pending"]),
+        (
+            Some(json!({"status": "provisioning"})),
+            ["completed", "active", "pending", "pending", "pending"],
+        ),
+        (
+            Some(json!({"status": "provisioning", "step": "ansible_started"})),
+            ["completed", "completed", "completed", "active", "pending"],
+        ),
+        (Some(failed), ["completed", "completed", "completed", "error", "pending"]),
+    ];
+    for (callback, expected) in states {
+        if let Some(mut callback) = callback {
+            callback["job_id"] = job.clone().into();
+            client.callback(&callback).await;
+        }
+        for path in ["/".to_owned(), format!("/agents/{agent}"), format!("/jobs/{job}")] {
+            let page = person.open(&path).await;
+            assert_eq!(page.status, 200, "{path}");
+            is_page(&page);
+            assert_eq!(statuses(page.text()), steps(expected), "{path}");
+        }
+    }
+    let page = person.open(&format!("/jobs/{job}")).await;
+    assert!(page.text().contains("&#60;b&#62;no&#60;/b&#62; route &#38; more"), "{}", page.text());
+    assert!(!page.text().contains("<b>no</b>"));
+    let done = client.job("done").await;
+    client.callback(&json!({"job_id": done.1, "status": "running"})).await;
+    let page = person.open(&format!("/agents/{}", done.0)).await;
+    assert_eq!(statuses(page.text()), steps(["completed"; 5]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_a_page_for_people_and_json_for_programs() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let client = &person.client;
+    let nobody = "019ab0c2-7d2a-7a41-8c33-5b1f0d9e7a02";
+    for path in
+        ["/agents/mari", "/jobs/1", "/agents/%FF", "/nothing", "/assets/nothing.css", "/api"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([format!("/agents/{nobody}"), format!("/jobs/{nobody}")])
+    {
+        let answer = person.open(&path).await;
+        assert_eq!(answer.status, 404, "{path}");
+        is_page(&answer);
+    }
+    for path in ["/api/", "/api/nothing", "/api/agents/", "/api/jobs/1/2/3"] {
+        let (status, problem) = client.get(path).await;
+        assert_eq!((status.as_u16(), &problem["title"]), (404, &json!("Not found")), "{path}");
+    }
+    // The same for what is there, but takes other methods.
+    for path in ["/api/agents", "/api/webhooks/github", "/healthz"] {
+        let answer = client.send(client.request(Method::DELETE, path)).await;
+        assert_eq!(answer.status, 405, "{path}");
+        assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
+    }
+    let answer = client.send(client.request(Method::DELETE, "/agents")).await;
+    assert_eq!(answer.status, 405);
+    is_page(&answer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_a_page() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let (agent, job) = person.client.job("mari").await;
+    for (path, fields, status) in [
+        (format!("/agents/{agent}/provision"), vec![], 409),
+        (format!("/jobs/{job}/retry"), vec![], 409),
+        ("/agents".to_owned(), vec![("name", " ")], 422),
+        ("/agents".to_owned(), vec![("name", "liis"), ("region", "mars")], 422),
+        ("/agents".to_owned(), vec![], 400),
+        ("/agents/mari/provision".to_owned(), vec![], 404),
+    ] {
+        let answer = person.submit(&path, &fields).await;
+        assert_eq!(answer.status, status, "{path} {fields:?}");
+        is_page(&answer);
+    }
+    let answer = person.open(&format!("/jobs/{job}?before=yesterday")).await;
+    assert_eq!(answer.status, 400);
+    is_page(&answer);
+    let long = "n".repeat(65_537);
+    let answer = person.submit("/agents", &[("name", &*long)]).await;
+    assert_eq!(answer.status, 413);
+    is_page(&answer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_page_needs_comes_from_here_and_is_kept_for_ever() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let page = person.open("/").await;
+    let assets: Vec<&str> =
+        page.text().split('"').filter(|part| part.starts_with("/assets/")).collect();
+    assert!(assets.len() >= 5, "{assets:?}");
+    for path in assets {
+        // Nobody has to be logged in to see how the log-in page looks.
+        let answer = person.client.send(person.client.request(Method::GET, path)).await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert_eq!(answer.header("cache-control"), "public, max-age=31536000, immutable", "{path}");
+        assert!(!answer.header("etag").is_empty(), "{path}");
+        assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");
+    }
+    for address in ["http://", "https://"] {
+        for attribute in ["src", "href", "action"] {
+            assert!(!page.text().contains(&format!("{attribute}=\"{address}")));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_says_which_events_it_shows() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let (agent, job) = person.client.job("mari").await;
+    for number in 0..3 {
+        let step = format!("step_{number}");
+        let body = json!({"job_id": job, "status": "provisioning", "step": step});
+        person.client.callback(&body).await;
+    }
+    let page = person.open(&format!("/agents/{agent}")).await;
+    for word in ["AgentCreated", "JobQueued", "step_0", "step_2"] {
+        assert!(page.text().contains(word), "{word} is not in\n{}", page.text());
+    }
+    let older = person.open(&format!("/agents/{agent}?before=5")).await;
+    assert!(older.text().contains("AgentCreated") && !older.text().contains("step_0"));
+}
