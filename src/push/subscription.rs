@@ -256,10 +256,11 @@ impl Subscription {
             }
         }
         if self.wants.all_agents {
-            let boards = app.views.boards(&app.log, upto).await?;
-            states.extend(boards.iter().filter_map(|board| instance_frame(&app, board)));
+            let (all, whole) = self.all_states(upto).await?;
+            states.extend(all);
+            self.position = whole;
         }
-        self.with_ids(states, upto, &mut frames);
+        self.with_ids(states, self.position, &mut frames);
         Ok(frames)
     }
 
@@ -267,12 +268,13 @@ impl Subscription {
     async fn gather(&mut self, upto: Position) -> Result<Vec<Bytes>, ExecuteError> {
         let from = self.position;
         let mut frames = Vec::new();
-        let reached =
+        let mut reached =
             if self.wants.any_events() { self.events(upto, &mut frames).await? } else { upto };
         if reached == upto {
             // States come after the events they hold, and with the same right to be resumed from.
-            let states = self.states(from).await?;
-            self.with_ids(states, upto, &mut frames);
+            let (states, whole) = self.states(from, upto).await?;
+            reached = whole.max(from);
+            self.with_ids(states, reached, &mut frames);
         }
         self.position = reached;
         if !frames.is_empty() {
@@ -342,23 +344,41 @@ impl Subscription {
         Ok(EventFilter { streams, types: Vec::new() })
     }
 
-    async fn states(&self, from: Position) -> Result<Vec<Bytes>, ExecuteError> {
+    /// The states that changed after `from`, and up to where they are whole.
+    async fn states(
+        &self,
+        from: Position,
+        upto: Position,
+    ) -> Result<(Vec<Bytes>, Position), ExecuteError> {
         let hub = &self.app.hub;
         let agents = self.wants.agents.iter().copied().map(Topic::Agent);
         let jobs = self.wants.jobs.iter().copied().map(Topic::Job);
         let mut states: Vec<Bytes> =
             agents.chain(jobs).filter_map(|topic| hub.state_since(topic, from)).collect();
+        let mut whole = upto;
         if self.wants.all_agents {
-            match hub.changed_since(from) {
-                Some(changed) => states.extend(changed),
-                None => {
-                    for board in self.app.views.boards(&self.app.log, self.position).await? {
-                        states.extend(instance_frame(&self.app, &board));
-                    }
-                }
+            if let Some(changed) = hub.changed_since(from) {
+                states.extend(changed);
+            } else {
+                let all;
+                (all, whole) = self.all_states(upto).await?;
+                states.extend(all);
             }
         }
-        Ok(states)
+        Ok((states, whole))
+    }
+
+    /// The state of every agent, and up to where they are whole: `upto`, or less where the view
+    /// is behind.
+    async fn all_states(&self, upto: Position) -> Result<(Vec<Bytes>, Position), ExecuteError> {
+        let app = &self.app;
+        let (boards, whole) = app.views.boards(&app.log, upto).await?;
+        if whole < upto && self.wants.any_events() {
+            // Its cursor cannot wait for the view: the events would come twice.
+            return Err(ExecuteError::Unavailable);
+        }
+        let states = boards.iter().filter_map(|board| instance_frame(app, board)).collect();
+        Ok((states, whole.min(upto)))
     }
 
     fn with_ids(&self, states: Vec<Bytes>, upto: Position, frames: &mut Vec<Bytes>) {
