@@ -48,6 +48,8 @@ COMMENT ON FUNCTION refuse_change IS 'Refuses every change of recorded events.';
 CREATE TRIGGER event_is_append_only
 BEFORE UPDATE OR DELETE OR TRUNCATE ON event
 FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+-- Also in a session that takes itself for a replica.
+ALTER TABLE event ENABLE ALWAYS TRIGGER event_is_append_only;
 
 -- 2^22 positions a partition: a whole number of Merkle tiles (256^2 leaves), about 3 GB.
 CREATE FUNCTION ensure_partitions(upto bigint) RETURNS void
@@ -73,6 +75,7 @@ BEGIN
             'FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()',
             name
         );
+        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER event_is_append_only', name);
     END LOOP;
 END
 $$;

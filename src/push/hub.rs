@@ -108,6 +108,8 @@ impl Hub {
                 inner.states.insert(topic, (upto, frame));
             }
             if !all_agents {
+                // Who began to watch them all during this round has to look for himself.
+                inner.wake(Topic::AllAgents, &mut woken);
                 inner.changed.clear();
                 inner.changed_floor = upto;
             }

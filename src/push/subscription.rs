@@ -217,7 +217,8 @@ impl Subscription {
     pub async fn tick(&mut self) -> Result<Vec<Bytes>, ExecuteError> {
         let upto = *self.head.borrow_and_update();
         let mut frames = Vec::new();
-        if self.position < upto {
+        // States may be behind where the view was: then they are looked at again.
+        if self.position < upto || self.states_shown < upto {
             frames = self.gather(upto).await?;
         }
         if self.registration.is_some() || self.position > self.told {
@@ -260,8 +261,9 @@ impl Subscription {
             }
         }
         if self.wants.all_agents {
-            let boards = app.views.boards(upto).await?;
-            states.extend(boards.iter().filter_map(|board| instance_frame(&app, board)));
+            let (all, whole) = self.all_states(upto).await?;
+            states.extend(all);
+            self.states_shown = whole;
         }
         self.with_ids(states, upto, &mut frames);
         Ok(frames)
@@ -274,9 +276,9 @@ impl Subscription {
             if self.wants.any_events() { self.events(upto, &mut frames).await? } else { upto };
         if reached == upto {
             // States come after the events they hold, and with the same right to be resumed from.
-            let states = self.states(self.states_shown).await?;
+            let (states, whole) = self.states(self.states_shown, upto).await?;
             self.with_ids(states, upto, &mut frames);
-            self.states_shown = upto;
+            self.states_shown = whole;
         }
         self.position = reached;
         if !frames.is_empty() {
@@ -348,23 +350,37 @@ impl Subscription {
         Ok(EventFilter { streams, types: Vec::new() })
     }
 
-    async fn states(&self, from: Position) -> Result<Vec<Bytes>, ExecuteError> {
+    /// The states that changed after `from`, and up to where they are whole.
+    async fn states(
+        &self,
+        from: Position,
+        upto: Position,
+    ) -> Result<(Vec<Bytes>, Position), ExecuteError> {
         let hub = &self.app.hub;
         let agents = self.wants.agents.iter().copied().map(Topic::Agent);
         let jobs = self.wants.jobs.iter().copied().map(Topic::Job);
         let mut states: Vec<Bytes> =
             agents.chain(jobs).filter_map(|topic| hub.state_since(topic, from)).collect();
+        let mut whole = upto;
         if self.wants.all_agents {
-            match hub.changed_since(from) {
-                Some(changed) => states.extend(changed),
-                None => {
-                    for board in self.app.views.boards(self.position).await? {
-                        states.extend(instance_frame(&self.app, &board));
-                    }
-                }
+            if let Some(changed) = hub.changed_since(from) {
+                states.extend(changed);
+            } else {
+                let all;
+                (all, whole) = self.all_states(upto).await?;
+                states.extend(all);
             }
         }
-        Ok(states)
+        Ok((states, whole))
+    }
+
+    /// The state of every agent, and up to where they are whole: `upto`, or less where the view
+    /// is behind.
+    async fn all_states(&self, upto: Position) -> Result<(Vec<Bytes>, Position), ExecuteError> {
+        let app = &self.app;
+        let (boards, whole) = app.views.boards(upto).await?;
+        let states = boards.iter().filter_map(|board| instance_frame(app, board)).collect();
+        Ok((states, whole.min(upto)))
     }
 
     fn with_ids(&self, states: Vec<Bytes>, upto: Position, frames: &mut Vec<Bytes>) {

@@ -50,12 +50,13 @@ impl Views {
         Self { database, wanted: Arc::default(), usual: Arc::default() }
     }
 
-    /// All agents by name of row, at least as new as `at_least` if the view gets there in 1 s.
+    /// All agents by name of row, at least as new as `at_least` if the view gets there in 1 s; and
+    /// up to where they are whole.
     ///
     /// # Errors
     /// [`ExecuteError::Database`] when the view cannot be read.
-    pub async fn boards(&self, at_least: Position) -> Result<Vec<Board>, ExecuteError> {
-        self.catch_up(Boards::NAME, Boards::VERSION, at_least).await?;
+    pub async fn boards(&self, at_least: Position) -> Result<(Vec<Board>, Position), ExecuteError> {
+        let position = self.catch_up(Boards::NAME, Boards::VERSION, at_least).await?;
         let client = self.database.get().await?;
         let statement = client
             .prepare_cached(
@@ -69,7 +70,8 @@ impl Views {
             .query(&statement, &[&Boards::NAME, &Boards::VERSION, &limit])
             .await
             .map_err(DatabaseError::from)?;
-        rows.iter().map(|row| state(row.get(0))).collect()
+        let boards: Result<_, _> = rows.iter().map(|row| state(row.get(0))).collect();
+        Ok((boards?, position))
     }
 
     /// The newest jobs, by status if one is given, before `before` if one is.
@@ -141,13 +143,14 @@ impl Views {
         Ok(usual)
     }
 
-    /// Waits, a second at the most, until a view holds everything up to a position.
+    /// Waits, a second at the most, until a view holds everything up to a position; the one it has
+    /// reached.
     async fn catch_up(
         &self,
         name: &str,
         version: i16,
         at_least: Position,
-    ) -> Result<(), DatabaseError> {
+    ) -> Result<Position, DatabaseError> {
         self.wanted.send_if_modified(|wanted| {
             let more = at_least > *wanted;
             *wanted = at_least.max(*wanted);
@@ -160,9 +163,9 @@ impl Views {
         let give_up = Instant::now() + CATCH_UP_TIMEOUT;
         loop {
             let row = client.query_opt(&statement, &[&name, &version]).await?;
-            let position = row.map_or(0, |row| row.get::<_, i64>(0));
-            if position as u64 >= at_least.0 || Instant::now() >= give_up {
-                return Ok(());
+            let position = Position(row.map_or(0, |row| row.get::<_, i64>(0) as u64));
+            if position >= at_least || Instant::now() >= give_up {
+                return Ok(position);
             }
             tokio::time::sleep(CATCH_UP_POLL).await;
         }

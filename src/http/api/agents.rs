@@ -83,7 +83,7 @@ pub async fn make(
 /// 503 when the view cannot be read.
 pub async fn list(State(app): State<Arc<App>>, _: Actor) -> Result<Json<Agents>, Problem> {
     let (_, head) = app.log.head().await?;
-    let boards = app.views.boards(head).await?;
+    let (boards, _) = app.views.boards(head).await?;
     let now = app.clock.now();
     let answers = boards.iter().filter_map(|board| InstanceAnswer::of(board, now));
     let agents = answers.map(AgentRow::from).collect();

@@ -98,11 +98,12 @@ async fn overview(
     Visitor(actor): Visitor,
 ) -> Result<Response, Trouble> {
     let (_, head) = app.log.head().await?;
-    let boards = app.views.boards(head).await?;
+    let (boards, whole) = app.views.boards(head).await?;
     let usual = app.views.usual().await?;
     let now = app.clock.now();
     let agents: Vec<_> = boards.iter().filter_map(|board| InstanceAnswer::of(board, now)).collect();
-    let frame = frame(&app, Some(&actor), "Overview".to_owned(), head);
+    // The stream goes on from here: what the rows do not hold yet must come by it.
+    let frame = frame(&app, Some(&actor), "Overview".to_owned(), head.min(whole));
     let callback_url = format!("{}/api/webhooks/github", app.config.public_url);
     Ok(html(&OverviewPage::new(frame, &agents, &usual, callback_url)))
 }

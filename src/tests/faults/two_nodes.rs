@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use serde_json::json;
 
 use super::{Follower, Load, check_log};
-use crate::harness::Server;
+use crate::harness::{PATIENCE, Server, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn either_node_takes_every_callback_and_tells_every_event() {
@@ -72,4 +72,26 @@ async fn a_job_that_another_node_has_moved_on_is_taken_up_again() {
     let (status, answer) = one.callback(&body).await;
     assert_eq!((status, &answer["applied"]), (StatusCode::OK, &json!(true)), "{answer}");
     check_log(&first.database_url(), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_overview_misses_nothing_while_another_node_takes_over_the_views() {
+    let mut first = Server::start().await;
+    let second = Server::beside(&first).await;
+    let client = second.client();
+    client.agent("before").await;
+    wait_until("the view holds the agent", || async {
+        let agents = client.read("/api/agents").await;
+        (agents["agents"].as_array().unwrap().len() == 1).then_some(())
+    })
+    .await;
+    let ready = client.read("/readyz").await;
+    let seen = format!("{}-{}", ready["epoch"], ready["position"]);
+    first.kill().await;
+    // Nobody folds the views now; whoever comes back was told of everything before this.
+    let agent = client.agent("meanwhile").await;
+    let mut stream = client.stream("/api/stream?agent=all", Some(&seen)).await;
+    let told =
+        async { while stream.next_named("instance").await.json()["agent"]["id"] != *agent {} };
+    tokio::time::timeout(PATIENCE, told).await.expect("the overview is told of the agent");
 }
