@@ -35,6 +35,9 @@ pub enum DatabaseError {
     /// A statement failed.
     #[error("the database refused a statement")]
     Postgres(#[from] tokio_postgres::Error),
+    /// The server accepted a connection and then said nothing.
+    #[error("the database does not answer")]
+    Silent,
     /// The URL is none.
     #[error("the database URL cannot be read")]
     Url(#[source] tokio_postgres::Error),
@@ -96,8 +99,16 @@ impl Database {
     /// A connection of one's own, with what the server says unasked (notifications).
     ///
     /// # Errors
-    /// [`DatabaseError::Postgres`] when it cannot be made.
+    /// [`DatabaseError`] when it cannot be made, or when the server takes too long over it.
     pub async fn dedicated(
+        &self,
+    ) -> Result<(Client, tokio::sync::mpsc::Receiver<AsyncMessage>), DatabaseError> {
+        // A stopped server, or a stuck proxy, accepts a connection and then says nothing.
+        let made = tokio::time::timeout(CONNECT_TIMEOUT, self.make_dedicated()).await;
+        made.unwrap_or_else(|_| Err(DatabaseError::Silent))
+    }
+
+    async fn make_dedicated(
         &self,
     ) -> Result<(Client, tokio::sync::mpsc::Receiver<AsyncMessage>), DatabaseError> {
         let (client, mut connection) = self.config.connect(NoTls).await?;
