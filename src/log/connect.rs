@@ -17,7 +17,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a session of ours may at most do: a node that vanishes never holds the log. Plans are
 /// made once: arrays of any length look the same to them, and planning the look-up of a stream's
-/// version over all partitions anew takes three times as long as doing it.
+/// version over all partitions anew takes longer than doing it.
 const SESSION: &str = "SET lock_timeout = '5s'; \
      SET idle_in_transaction_session_timeout = '10s'; \
      SET statement_timeout = '30s'; \
