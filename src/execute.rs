@@ -8,6 +8,8 @@ use lru::LruCache;
 use milepost_projections::{Agent, Job};
 use milepost_schemas::{AgentId, Event, JobId, Metadata, Position, StreamId};
 
+use tokio::time::{Instant, timeout_at};
+
 use crate::app::App;
 use crate::domain::agent::AgentRefusal;
 use crate::domain::job::{JobDecision, JobRefusal};
@@ -17,8 +19,9 @@ use crate::log::{AppendError, Committed, DatabaseError, Decision, Expected, Log,
 /// How often a decision is made anew because its stream moved on meanwhile.
 const CONFLICTS_MAX: u32 = 8;
 
-/// How long a command to a job may take, with its wait for those before it: while the log is out
-/// of reach, each of them waits for it. Below the 10 s after which most webhook senders give up.
+/// How long a command may take, with its wait for those before it to the same job: while the log
+/// is out of reach, each of them waits for it. Below the 10 s after which `curl` as workflows call
+/// it and most webhook senders give up.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(9);
 
 /// Jobs whose state is kept in memory; one that is not costs a read of its few events.
@@ -100,33 +103,23 @@ pub async fn to_job(
     app: &App,
     id: JobId,
     command: JobCommand,
-    metadata: Metadata,
+    metadata: impl Into<Arc<Metadata>>,
 ) -> Result<JobOutcome, ExecuteError> {
-    let executed = try_to_job(app, id, command, metadata);
-    tokio::time::timeout(COMMAND_TIMEOUT, executed).await.unwrap_or(Err(ExecuteError::Unavailable))
-}
-
-async fn try_to_job(
-    app: &App,
-    id: JobId,
-    command: JobCommand,
-    metadata: Metadata,
-) -> Result<JobOutcome, ExecuteError> {
+    let (metadata, deadline) = (metadata.into(), command_deadline());
     let slot = app.jobs.slot(id);
-    let mut slot = slot.lock().await;
+    let mut slot = match slot.try_lock() {
+        Ok(slot) => slot,
+        Err(_) => timeout_at(deadline, slot.lock()).await.map_err(|_| ExecuteError::Unavailable)?,
+    };
     for _ in 0..CONFLICTS_MAX {
-        let loaded = match slot.take() {
-            Some(loaded) => loaded,
-            None => match load_job(&app.log, id).await {
-                Ok(Some(loaded)) => loaded,
-                Ok(None) => {
-                    app.jobs.forget(id);
-                    return Err(ExecuteError::UnknownJob);
-                }
-                Err(error) => return Err(error),
-            },
+        if slot.is_none() {
+            let loaded = timeout_at(deadline, load_job(&app.log, id)).await;
+            *slot = loaded.unwrap_or(Err(ExecuteError::Unavailable))?;
+        }
+        let Some(loaded) = slot.as_ref() else {
+            app.jobs.forget(id);
+            return Err(ExecuteError::UnknownJob);
         };
-        let loaded = slot.insert(loaded);
         let agent_id = loaded.job.agent_id;
         let now = app.clock.now();
         let decision = job::decide(&loaded.job, command.clone(), now, &app.config.limits)?;
@@ -138,8 +131,8 @@ async fn try_to_job(
             return Ok(JobOutcome { answer: decision.answer, position, agent_id });
         }
         let answer = decision.answer.clone();
-        let append = append_of(&loaded.job, loaded.version, decision, metadata.clone());
-        match app.log.append(append).await {
+        let append = append_of(&loaded.job, loaded.version, decision, Arc::clone(&metadata));
+        match app.log.append(append, deadline).await {
             Ok(appended) => {
                 let position = appended.position();
                 fold(slot.take().expect("it was put there above"), &appended.events, id)
@@ -166,8 +159,9 @@ pub async fn to_agent(
     app: &App,
     id: AgentId,
     command: AgentCommand,
-    metadata: Metadata,
+    metadata: impl Into<Arc<Metadata>>,
 ) -> Result<Position, ExecuteError> {
+    let (metadata, deadline) = (metadata.into(), command_deadline());
     for _ in 0..CONFLICTS_MAX {
         let (version, state) = load_agent(&app.log, id).await?;
         let events = agent::decide(state.as_ref(), id, command.clone())?;
@@ -181,8 +175,9 @@ pub async fn to_agent(
             })
             .collect();
         let events = streams.into_iter().zip(events).collect();
-        match app.log.append(Decision { events, expected, metadata: metadata.clone(), queue }).await
-        {
+        let metadata = Arc::clone(&metadata);
+        let decision = Decision { events, expected, metadata, queue };
+        match app.log.append(decision, deadline).await {
             Ok(appended) => return Ok(appended.position()),
             Err(AppendError::Conflict(_)) => {}
             Err(AppendError::AgentBusy) => return Err(ExecuteError::Busy),
@@ -190,6 +185,11 @@ pub async fn to_agent(
         }
     }
     Err(ExecuteError::Unavailable)
+}
+
+/// When a command that comes in now must be answered.
+pub fn command_deadline() -> Instant {
+    Instant::now() + COMMAND_TIMEOUT
 }
 
 /// Reads a job's state from the log, as fresh as the database is.
@@ -237,7 +237,7 @@ fn fold(mut loaded: Loaded, events: &[Arc<Committed>], id: JobId) -> Option<Load
     Some(loaded)
 }
 
-fn append_of(job: &Job, version: u32, decision: JobDecision, metadata: Metadata) -> Decision {
+fn append_of(job: &Job, version: u32, decision: JobDecision, metadata: Arc<Metadata>) -> Decision {
     let queue = decision.queue.map(|(state, due_at)| QueueRow {
         job_id: job.id,
         job_type: job.job_type.clone(),

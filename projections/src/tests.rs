@@ -239,7 +239,11 @@ fn any_event() -> impl Strategy<Value = Event> {
                 }
                 EventType::ProvisioningStepRecorded => {
                     let metadata = flag.then(|| serde_json::json!({"a": [second_at, word]}));
-                    ProvisioningStepRecorded { job_id, agent_id, attempt, step, metadata }.into()
+                    {
+                        let metadata = metadata.map(std::sync::Arc::new);
+                        ProvisioningStepRecorded { job_id, agent_id, attempt, step, metadata }
+                            .into()
+                    }
                 }
                 EventType::HeartbeatRecorded => {
                     HeartbeatRecorded { job_id, agent_id, attempt }.into()

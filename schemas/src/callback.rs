@@ -3,7 +3,7 @@
 //! Workflows are shell scripts: a number may come as a string and a string as a number, and both
 //! are taken. What cannot be understood is refused with the field's name.
 
-use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -38,7 +38,7 @@ pub enum CallbackKind {
         /// The step's name on the wire, known or not.
         step: String,
         /// Whatever the workflow added.
-        metadata: Option<Value>,
+        metadata: Option<Arc<Value>>,
     },
     /// The agent runs.
     Done {
@@ -186,7 +186,9 @@ impl Wire<'_> {
             (Some("heartbeat"), _) => CallbackKind::Heartbeat,
             (_, Some("provisioning")) => match text("step", self.step)?.filter(|s| !s.is_empty()) {
                 None => CallbackKind::Started,
-                Some(step) => CallbackKind::Step { step, metadata: any(self.metadata) },
+                Some(step) => {
+                    CallbackKind::Step { step, metadata: any(self.metadata).map(Arc::new) }
+                }
             },
             (_, Some("running")) => self.done()?,
             (_, Some("failed")) => CallbackKind::Failed {
@@ -228,14 +230,12 @@ fn any(raw: Option<&RawValue>) -> Option<Value> {
 
 /// A string, or a number taken as one; `null` counts as absent.
 fn text(name: &'static str, raw: Option<&RawValue>) -> Result<Option<String>, CallbackError> {
-    let Some(raw) = raw else { return Ok(None) };
-    match serde_json::from_str::<Cow<'_, str>>(raw.get()) {
-        Ok(text) => Ok(Some(text.into_owned())),
-        Err(_) => match serde_json::from_str(raw.get()) {
-            Ok(value) => scalar(name, Some(value)),
-            Err(_) => Err(CallbackError::Field(name, "a string")),
-        },
+    let Some(json) = raw.map(RawValue::get) else { return Ok(None) };
+    let wrong = |_| CallbackError::Field(name, "a string");
+    if json.starts_with('"') {
+        return serde_json::from_str(json).map(Some).map_err(wrong);
     }
+    scalar(name, Some(serde_json::from_str(json).map_err(wrong)?))
 }
 
 fn scalar(name: &'static str, value: Option<Value>) -> Result<Option<String>, CallbackError> {
@@ -301,7 +301,7 @@ mod tests {
             callback.kind,
             CallbackKind::Step {
                 step: "vm_created".into(),
-                metadata: Some(serde_json::json!({"a": 1})),
+                metadata: Some(Arc::new(serde_json::json!({"a": 1}))),
             }
         );
     }

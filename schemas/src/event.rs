@@ -4,6 +4,8 @@
 //! asks), `events/<Name>.v1.json` and `golden/<Name>.v1.json` (a test asks). To change one:
 //! raise its version and add an upcaster from the old body; old golden examples stay.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -316,7 +318,7 @@ pub struct ProvisioningStepRecorded {
     pub step: String,
     /// What the workflow added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub metadata: Option<Value>,
+    pub metadata: Option<Arc<Value>>,
 }
 
 /// The workflow's heartbeat. Stream: the job.

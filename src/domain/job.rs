@@ -3,6 +3,8 @@
 //! The rule behind all others: ended is final, an attempt's progress never goes backward, and
 //! every authentic callback becomes an event whether or not it changes anything.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use milepost_projections::Job;
 use milepost_projections::job::{AttemptState, JobStatus};
@@ -55,7 +57,7 @@ impl Limits {
 #[derive(Clone, Debug)]
 pub enum JobCommand {
     /// A signed callback of its workflow.
-    Record(Callback),
+    Record(Arc<Callback>),
     /// A worker wants to dispatch it.
     Claim {
         /// Who dispatches.
@@ -180,7 +182,7 @@ pub fn decide(
     limits: &Limits,
 ) -> Result<JobDecision, JobRefusal> {
     match command {
-        JobCommand::Record(callback) => Ok(record(job, callback, now, limits)),
+        JobCommand::Record(callback) => Ok(record(job, &callback, now, limits)),
         JobCommand::Claim { dispatcher, locked_by } => {
             claim(job, dispatcher, locked_by, now, limits)
         }
@@ -203,8 +205,8 @@ pub fn deadline(attempt: &AttemptState, now: Timestamp, limits: &Limits) -> Time
     (started + limits.attempt).min(heard + limits.silence)
 }
 
-fn record(job: &Job, callback: Callback, now: Timestamp, limits: &Limits) -> JobDecision {
-    let attempt = attempt_of(job, &callback);
+fn record(job: &Job, callback: &Callback, now: Timestamp, limits: &Limits) -> JobDecision {
+    let attempt = attempt_of(job, callback);
     let (kind, step) = (callback.kind.name(), callback.kind.step());
     if let Some(seen) = job.seen(callback.delivery_id.as_deref(), attempt, kind, step) {
         // The admission gate holds for a repeated *started* too: a run that somebody starts again
@@ -288,7 +290,7 @@ fn keep(job: &Job, attempt: Attempt, kind: &CallbackKind, reason: NotApplied) ->
 fn apply(
     job: &Job,
     attempt: Attempt,
-    callback: Callback,
+    callback: &Callback,
     now: Timestamp,
     limits: &Limits,
 ) -> JobDecision {
@@ -299,35 +301,36 @@ fn apply(
         (job.status != JobStatus::Running)
             .then(|| (QueueState::Running, now + limits.silence.min(limits.attempt)))
     };
-    match callback.kind {
+    match &callback.kind {
         CallbackKind::Heartbeat => {
             let event = HeartbeatRecorded { job_id, agent_id, attempt };
             JobDecision::applied(vec![event.into()], None)
         }
         CallbackKind::Started => {
-            let workflow_run_id = callback.workflow_run_id;
+            let workflow_run_id = callback.workflow_run_id.clone();
             let event = ProvisioningStarted { job_id, agent_id, attempt, workflow_run_id };
             JobDecision::applied(vec![event.into()], run())
         }
         CallbackKind::Step { step, metadata } => {
+            let (step, metadata) = (step.clone(), metadata.clone());
             let event = ProvisioningStepRecorded { job_id, agent_id, attempt, step, metadata };
             JobDecision::applied(vec![event.into()], run())
         }
         CallbackKind::Done { server_id, server_ip, tailscale_ip } => {
             let facts = [
-                ("server_id", server_id),
-                ("server_ip", server_ip),
-                ("tailscale_ip", tailscale_ip),
+                ("server_id", server_id.clone()),
+                ("server_ip", server_ip.clone()),
+                ("tailscale_ip", tailscale_ip.clone()),
             ];
             succeed(job, attempt, facts, now)
         }
         CallbackKind::Failed { error, failed_step, step, server_id } => {
             let failure = Failing {
                 code: WORKFLOW_FAILED,
-                message: error.unwrap_or_else(|| "The workflow gave no reason".into()),
-                failed_step,
-                step,
-                server_id,
+                message: error.clone().unwrap_or_else(|| "The workflow gave no reason".into()),
+                failed_step: failed_step.clone(),
+                step: step.clone(),
+                server_id: server_id.clone(),
             };
             fail(job, failure, now, limits)
         }

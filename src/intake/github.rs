@@ -1,6 +1,7 @@
 //! The callbacks of GitHub workflows: size, type, signature, then the body, in this order.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use base64::Engine as _;
@@ -257,7 +258,7 @@ fn mask(redactor: &Redactor, callback: &mut Callback) {
         CallbackKind::Step { step, metadata } => {
             text(step);
             if let Some(metadata) = metadata {
-                redactor.mask_json(metadata);
+                redactor.mask_json(Arc::make_mut(metadata));
             }
         }
         CallbackKind::Done { server_id, server_ip, tailscale_ip } => {

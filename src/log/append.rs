@@ -34,10 +34,6 @@ const KNOWN_STREAMS_MAX: usize = 65_536;
 /// How often a batch is sent again because others got in between.
 const ROUNDS_MAX: usize = 16;
 
-/// How long a decision may wait for the log before its sender is told to come back. Below the
-/// 10 s after which `curl` and most webhook senders give up.
-const APPEND_TIMEOUT: Duration = Duration::from_secs(8);
-
 /// How long the appender waits before it connects again.
 const RECONNECT: Duration = Duration::from_millis(100);
 
@@ -88,13 +84,17 @@ impl Item {
 }
 
 impl Log {
-    /// Appends one decision; returns once it is durable.
+    /// Appends one decision; returns once it is durable, or at the deadline.
     ///
     /// # Errors
     /// [`AppendError`]; nothing of the decision is in the log then, unless it is `Unavailable`.
-    pub async fn append(&self, decision: Decision) -> Result<Appended, AppendError> {
+    pub async fn append(
+        &self,
+        decision: Decision,
+        deadline: tokio::time::Instant,
+    ) -> Result<Appended, AppendError> {
         let (reply, answer) = oneshot::channel();
-        let header = serde_json::to_vec(&decision.metadata).expect("metadata is plain data");
+        let header = serde_json::to_vec(&*decision.metadata).expect("metadata is plain data");
         let body = |(_, event): &(StreamId, Event)| {
             Bytes::from(serde_json::to_vec(event).expect("an event is plain data"))
         };
@@ -104,9 +104,8 @@ impl Log {
             self.appender.send(item).await.map_err(|_| AppendError::Unavailable)?;
             answer.await.unwrap_or(Err(AppendError::Unavailable))
         };
-        tokio::time::timeout(APPEND_TIMEOUT, appended)
-            .await
-            .unwrap_or(Err(AppendError::Unavailable))
+        let appended = tokio::time::timeout_at(deadline, appended).await;
+        appended.unwrap_or(Err(AppendError::Unavailable))
     }
 }
 
@@ -329,6 +328,7 @@ impl Appender {
                 bodies.push(body);
             }
         }
+        let writer = self.feed.others_follow().then_some(&self.writer);
         let queue = (!plan.queue.is_empty())
             .then(|| serde_json::to_value(&plan.queue).expect("a queue row is plain data"));
         let row = link
@@ -347,7 +347,7 @@ impl Appender {
                     &headers,
                     &bodies,
                     &queue,
-                    &self.writer,
+                    &writer,
                 ],
             )
             .await?;
@@ -380,8 +380,9 @@ impl Appender {
         let mut replies = Vec::with_capacity(plan.items.len());
         for item in plan.items {
             let first = index;
+            let metadata = &item.decision.metadata;
             let delivery_id =
-                item.decision.metadata.callback.and_then(|evidence| evidence.delivery_id);
+                metadata.callback.as_ref().and_then(|evidence| evidence.delivery_id.clone());
             for ((stream, event), body) in item.decision.events.into_iter().zip(item.bodies) {
                 committed.push(Arc::new(Committed {
                     epoch,

@@ -80,7 +80,7 @@ pub struct Decision {
     /// What each of those streams must look like.
     pub expected: Vec<(StreamId, Expected)>,
     /// Who decided, in answer to what; the header of every event.
-    pub metadata: Metadata,
+    pub metadata: Arc<Metadata>,
     /// The job's row in the queue, where the decision changes when to look at it.
     pub queue: Option<QueueRow>,
 }

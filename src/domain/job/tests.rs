@@ -137,9 +137,9 @@ fn run_ended(attempt: u32) -> JobCommand {
 }
 
 /// A callback as it comes over the wire.
-fn callback(mut body: Value) -> Callback {
+fn callback(mut body: Value) -> Arc<Callback> {
     body["job_id"] = json!(JOB);
-    Callback::parse(body.to_string().as_bytes()).unwrap()
+    Arc::new(Callback::parse(body.to_string().as_bytes()).unwrap())
 }
 
 // --- when ------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ fn a_step_moves_progress_and_keeps_its_metadata() {
     let [Event::ProvisioningStepRecorded(event)] = &decision.events[..] else {
         panic!("{decision:?}")
     };
-    assert_eq!((event.step.as_str(), &event.metadata), ("vm_created", &Some(metadata)));
+    assert_eq!((event.step.as_str(), &event.metadata), ("vm_created", &Some(Arc::new(metadata))));
     assert_eq!((decision.answer, job.steps().as_str()), (JobAnswer::Applied, "ccapp"));
     assert_eq!(decision.queue, None, "the deadline is looked up when the earlier one is over");
 }
@@ -981,13 +981,13 @@ fn act() -> impl Strategy<Value = Act> {
 impl Act {
     fn command(&self) -> JobCommand {
         match self {
-            Self::Hear { kind, attempt, delivery, run } => JobCommand::Record(Callback {
+            Self::Hear { kind, attempt, delivery, run } => JobCommand::Record(Arc::new(Callback {
                 job_id: JOB.to_string(),
                 attempt: attempt.map(Attempt),
                 workflow_run_id: run.map(|run| run.to_string()),
                 delivery_id: delivery.map(|delivery| delivery.to_string()),
                 kind: kind_of(*kind),
-            }),
+            })),
             Self::Claim => claim(),
             Self::Dispatched { attempt, run } => dispatched(*attempt, Some(&run.to_string())),
             Self::DispatchFailed { attempt } => dispatch_failed(*attempt),

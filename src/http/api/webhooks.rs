@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::domain::{JobAnswer, JobCommand};
-use crate::execute::{self, ExecuteError};
+use crate::execute::{self, ExecuteError, command_deadline};
 use crate::http::problem::Problem;
 use crate::http::read_body;
 use crate::intake::Verified;
@@ -80,17 +80,17 @@ async fn record(
     app: &App,
     verified: Verified<Callback>,
 ) -> Result<(Position, Option<NotApplied>, bool), ExecuteError> {
-    let callback = verified.value;
+    let callback = Arc::new(verified.value);
     let job_id: Option<JobId> = callback.job_id.parse().ok();
-    let metadata = Metadata {
+    let metadata = Arc::new(Metadata {
         actor: format!("workflow:{}", verified.evidence.key_id),
         correlation_id: job_id.map_or(Uuid::nil(), |job| job.0),
         causation_id: Some(format!("request:{}", app.clock.id())),
         callback: Some(verified.evidence),
-    };
+    });
     if let Some(job_id) = job_id {
-        let command = JobCommand::Record(callback.clone());
-        match execute::to_job(app, job_id, command, metadata.clone()).await {
+        let command = JobCommand::Record(Arc::clone(&callback));
+        match execute::to_job(app, job_id, command, Arc::clone(&metadata)).await {
             Err(ExecuteError::UnknownJob) => {}
             outcome => {
                 let outcome = outcome?;
@@ -102,7 +102,7 @@ async fn record(
             }
         }
     }
-    let (position, repeated) = reject(app, &callback, metadata).await?;
+    let (position, repeated) = reject(app, &callback, Arc::unwrap_or_clone(metadata)).await?;
     Ok((position, Some(NotApplied::UnknownJob), repeated))
 }
 
@@ -123,10 +123,10 @@ async fn reject(
     let decision = Decision {
         events: vec![(stream, event.into())],
         expected: vec![(stream, expected)],
-        metadata,
+        metadata: Arc::new(metadata),
         queue: None,
     };
-    match app.log.append(decision).await {
+    match app.log.append(decision, command_deadline()).await {
         Ok(appended) => Ok((appended.position(), false)),
         Err(AppendError::Conflict(_)) => {
             let first = app.log.read_streams(&[stream]).await?;

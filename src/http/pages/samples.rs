@@ -243,7 +243,7 @@ impl Story {
                 agent_id,
                 attempt,
                 step: step.into(),
-                metadata: Some(json!({ "duration": 41 })),
+                metadata: Some(json!({ "duration": 41 }).into()),
             }),
         );
         self
