@@ -134,6 +134,25 @@ struct HeaderDelivery {
 }
 
 impl Committed {
+    /// An event as a test says it is stored.
+    #[cfg(test)]
+    pub fn stored(epoch: i64, position: Position, body: &'static [u8]) -> Self {
+        Self {
+            epoch,
+            position,
+            stream: StreamId(Uuid::nil()),
+            version: 1,
+            code: 1,
+            schema_version: 1,
+            recorded_at: Timestamp::UNIX_EPOCH,
+            header: Bytes::from_static(b"{}"),
+            body: Bytes::from_static(body),
+            event: OnceLock::new(),
+            delivery_id: OnceLock::new(),
+            rendered: OnceLock::new(),
+        }
+    }
+
     /// The fact.
     ///
     /// # Errors

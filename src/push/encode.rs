@@ -13,41 +13,73 @@ use crate::log::Committed;
 /// What ends a chunked body.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
+/// A chunk's size is written into this place once it is known; leading zeros are allowed.
+const SIZE_PLACE: &[u8; 10] = b"00000000\r\n";
+
+/// Bytes a message has beside its data, at the most.
+const AROUND_DATA_BYTES: usize = 96;
+
+/// Bytes an event's JSON has beside its body and header, at the most.
+const AROUND_EVENT_BYTES: usize = 300;
+
 /// One message, as a chunk. `data` may hold line breaks of any kind: each line becomes a field.
 pub fn message(epoch: i64, position: Position, event: &'static str, data: &[u8]) -> Bytes {
-    let mut text = Vec::with_capacity(data.len() + event.len() + 64);
-    writeln!(text, "id: {epoch}-{position}").expect("a vector takes every write");
-    fields(&mut text, event, data);
-    chunk(&text)
+    chunk(data.len() + AROUND_DATA_BYTES, |text| {
+        write_id(text, epoch, position);
+        write_fields(text, event, data);
+    })
 }
 
 /// An event of the log, as a chunk.
 pub fn event(event: &Committed) -> Bytes {
-    let mut data = Vec::with_capacity(event.body.len() + event.header.len() + 300);
-    event.write_json(&mut data);
-    message(event.epoch, event.position, "recorded", &data)
+    events([event])
+}
+
+/// Events of the log, as one chunk.
+pub fn events<'a>(events: impl IntoIterator<Item = &'a Committed> + Clone) -> Bytes {
+    let bytes = events.clone().into_iter().map(event_bytes_max).sum();
+    chunk(bytes, |text| {
+        for event in events {
+            write_id(text, event.epoch, event.position);
+            text.extend_from_slice(b"event: recorded\ndata: ");
+            let start = text.len();
+            event.write_json(text);
+            if memchr::memchr2(b'\r', b'\n', &text[start..]).is_some() {
+                // Not as Milepost wrote it: a line break would end the field.
+                let data = text.split_off(start);
+                text.truncate(start - b"event: recorded\ndata: ".len());
+                write_fields(text, "recorded", &data);
+            } else {
+                text.extend_from_slice(b"\n\n");
+            }
+        }
+    })
+}
+
+/// Bytes of an event as a message, at the most.
+pub fn event_bytes_max(event: &Committed) -> usize {
+    event.body.len() + event.header.len() + AROUND_EVENT_BYTES + AROUND_DATA_BYTES
 }
 
 /// A message that many subscribers share but each resumes from elsewhere: [`id`] goes before it.
 pub fn message_without_id(event: &'static str, data: &[u8]) -> Bytes {
-    let mut text = Vec::with_capacity(data.len() + event.len() + 32);
-    fields(&mut text, event, data);
-    chunk(&text)
+    chunk(data.len() + AROUND_DATA_BYTES, |text| write_fields(text, event, data))
 }
 
 /// The id of the message that follows, as a chunk.
 pub fn id(epoch: i64, position: Position) -> Bytes {
-    chunk(format!("id: {epoch}-{position}\n").as_bytes())
+    chunk(AROUND_DATA_BYTES, |text| write_id(text, epoch, position))
 }
 
 /// A comment, as a chunk: keeps proxies from closing a quiet stream.
 pub fn comment(words: &'static str) -> Bytes {
-    chunk(format!(": {words}\n\n").as_bytes())
+    chunk(words.len() + 4, |text| text.extend_from_slice(format!(": {words}\n\n").as_bytes()))
 }
 
 /// How long a browser waits before it comes back, as a chunk.
 pub fn retry(milliseconds: u64) -> Bytes {
-    chunk(format!("retry: {milliseconds}\n\n").as_bytes())
+    let line = format!("retry: {milliseconds}\n\n");
+    chunk(line.len(), |text| text.extend_from_slice(line.as_bytes()))
 }
 
 /// A chunk without its frame, for a peer that speaks HTTP/1.0.
@@ -56,7 +88,11 @@ pub fn unchunked(chunk: &Bytes) -> Bytes {
     chunk.slice(start..chunk.len().saturating_sub(2).max(start))
 }
 
-fn fields(text: &mut Vec<u8>, event: &'static str, data: &[u8]) {
+fn write_id(text: &mut Vec<u8>, epoch: i64, position: Position) {
+    writeln!(text, "id: {epoch}-{position}").expect("a vector takes every write");
+}
+
+fn write_fields(text: &mut Vec<u8>, event: &'static str, data: &[u8]) {
     writeln!(text, "event: {event}").expect("a vector takes every write");
     for line in lines(data) {
         text.extend_from_slice(b"data: ");
@@ -66,10 +102,12 @@ fn fields(text: &mut Vec<u8>, event: &'static str, data: &[u8]) {
     text.push(b'\n');
 }
 
-fn chunk(text: &[u8]) -> Bytes {
-    let mut framed = Vec::with_capacity(text.len() + 16);
-    write!(framed, "{:x}\r\n", text.len()).expect("a vector takes every write");
-    framed.extend_from_slice(text);
+fn chunk(bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+    let mut framed = Vec::with_capacity(bytes + SIZE_PLACE.len() + 2);
+    framed.extend_from_slice(SIZE_PLACE);
+    write(&mut framed);
+    let size = format!("{:08x}", framed.len() - SIZE_PLACE.len());
+    framed[..size.len()].copy_from_slice(size.as_bytes());
     framed.extend_from_slice(b"\r\n");
     framed.into()
 }
@@ -100,7 +138,7 @@ mod tests {
     #[test]
     fn a_message_is_one_chunk() {
         let chunk = message(7, Position(12), "recorded", b"{}");
-        assert_eq!(&chunk[..], b"23\r\nid: 7-12\nevent: recorded\ndata: {}\n\n\r\n");
+        assert_eq!(&chunk[..], b"00000023\r\nid: 7-12\nevent: recorded\ndata: {}\n\n\r\n");
         assert_eq!(text(&chunk), "id: 7-12\nevent: recorded\ndata: {}\n\n");
     }
 
@@ -111,5 +149,18 @@ mod tests {
             text(&chunk),
             "id: 7-1\nevent: job\ndata: a\ndata: id: 9\ndata: event: x\ndata: b\n\n"
         );
+    }
+
+    #[test]
+    fn events_go_together_in_one_chunk_and_none_can_break_out_of_its_field() {
+        let committed =
+            |position, body: &'static [u8]| Committed::stored(7, Position(position), body);
+        let (one, two) = (committed(1, b"{}"), committed(2, b"{\n\nid: 9\n}"));
+        let chunk = events([&one, &two]);
+        assert!(chunk.len() <= 12 + event_bytes_max(&one) + event_bytes_max(&two));
+        let text = text(&chunk);
+        assert_eq!(text.lines().filter(|line| line.starts_with("id: ")).count(), 2, "{text}");
+        assert!(text.contains("\ndata: id: 9\n"), "{text}");
+        assert_eq!(text, self::text(&event(&one)) + &self::text(&event(&two)));
     }
 }

@@ -320,7 +320,7 @@ impl Subscription {
         let filter = self.filter().await?;
         let events = self.app.log.read(&filter, self.position, upto, self.read_events).await?;
         let mut reached = if events.len() < self.read_events { upto } else { self.position };
-        let mut bytes = 0;
+        let (mut bytes, mut taken) = (0, 0);
         for event in &events {
             if bytes >= BATCH_BYTES_MAX {
                 // The rest is read again: next time fewer are asked for.
@@ -328,12 +328,13 @@ impl Subscription {
                 break;
             }
             reached = reached.max(event.position);
-            let frame = encode::event(event);
-            bytes += frame.len();
-            frames.push(frame);
+            bytes += encode::event_bytes_max(event);
+            taken += 1;
         }
-        let size = bytes / frames.len().max(1);
-        self.read_events = (BATCH_BYTES_MAX / size.max(1)).clamp(1, RESUME_READ_EVENTS);
+        if taken > 0 {
+            frames.push(encode::events(&events[..taken]));
+            self.read_events = (BATCH_BYTES_MAX * taken / bytes).clamp(1, RESUME_READ_EVENTS);
+        }
         Ok(reached)
     }
 
