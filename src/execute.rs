@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
+use milepost_projections::job::job_of;
 use milepost_projections::{Agent, Job};
 use milepost_schemas::{AgentId, Event, JobId, Metadata, Position, StreamId};
 
@@ -39,8 +40,8 @@ pub enum ExecuteError {
     /// The agent is not in a state for it.
     #[error(transparent)]
     Agent(#[from] AgentRefusal),
-    /// Another job changes the agent now.
-    #[error("another job is active for this agent")]
+    /// Another job changes the same thing now.
+    #[error("another job is active for it")]
     Busy,
     /// The log cannot be written now.
     #[error("the log cannot be written")]
@@ -60,8 +61,6 @@ pub struct JobOutcome {
     pub answer: JobAnswer,
     /// Where its first event stands; for a repeat, the first one's.
     pub position: Position,
-    /// The agent it concerns.
-    pub agent_id: AgentId,
 }
 
 /// The states of jobs that were changed lately. Each has a lock: commands to one job go one after
@@ -120,7 +119,6 @@ pub async fn to_job(
             app.jobs.forget(id);
             return Err(ExecuteError::UnknownJob);
         };
-        let agent_id = loaded.job.agent_id;
         let now = app.clock.now();
         let decision = job::decide(&loaded.job, command.clone(), now, &app.config.limits)?;
         if decision.events.is_empty() {
@@ -128,7 +126,7 @@ pub async fn to_job(
                 JobAnswer::Repeated(position, _) => position,
                 JobAnswer::Applied | JobAnswer::Kept(_) | JobAnswer::Nothing => loaded.job.position,
             };
-            return Ok(JobOutcome { answer: decision.answer, position, agent_id });
+            return Ok(JobOutcome { answer: decision.answer, position });
         }
         let answer = decision.answer.clone();
         let append = append_of(&loaded.job, loaded.version, decision, Arc::clone(&metadata));
@@ -137,10 +135,10 @@ pub async fn to_job(
                 let position = appended.position();
                 fold(slot.take().expect("it was put there above"), &appended.events, id)
                     .map_or_else(|| app.jobs.forget(id), |folded| *slot = Some(folded));
-                return Ok(JobOutcome { answer, position, agent_id });
+                return Ok(JobOutcome { answer, position });
             }
             Err(AppendError::Conflict(_)) => *slot = None,
-            Err(AppendError::AgentBusy) => return Err(ExecuteError::Busy),
+            Err(AppendError::Busy) => return Err(ExecuteError::Busy),
             Err(AppendError::Unavailable) => {
                 // It may be in the log all the same: the next command reads it anew.
                 *slot = None;
@@ -166,7 +164,7 @@ pub async fn to_agent(
         let (version, state) = load_agent(&app.log, id).await?;
         let events = agent::decide(state.as_ref(), id, command.clone())?;
         let queue = events.iter().find_map(|event| queued(event, app.clock.now()));
-        let streams: Vec<StreamId> = events.iter().map(|event| stream_of(event, id)).collect();
+        let streams: Vec<StreamId> = events.iter().map(stream_of).collect();
         let expected = streams
             .iter()
             .map(|stream| {
@@ -180,7 +178,7 @@ pub async fn to_agent(
         match app.log.append(decision, deadline).await {
             Ok(appended) => return Ok(appended.position()),
             Err(AppendError::Conflict(_)) => {}
-            Err(AppendError::AgentBusy) => return Err(ExecuteError::Busy),
+            Err(AppendError::Busy) => return Err(ExecuteError::Busy),
             Err(AppendError::Unavailable) => return Err(ExecuteError::Unavailable),
         }
     }
@@ -241,16 +239,16 @@ fn append_of(job: &Job, version: u32, decision: JobDecision, metadata: Arc<Metad
     let queue = decision.queue.map(|(state, due_at)| QueueRow {
         job_id: job.id,
         job_type: job.job_type.clone(),
-        agent_id: Some(job.agent_id.0),
+        agent_id: job.subject.agent_id(),
         state: state.as_str(),
         due_at,
     });
     let mut expected = vec![(job.id.stream(), Expected::Version(version))];
     let mut events = Vec::with_capacity(decision.events.len());
     for event in decision.events {
-        let stream = stream_of(&event, job.agent_id);
+        let stream = stream_of(&event);
         if stream != job.id.stream() {
-            // What follows for the instance and the agent is decided here, by the job.
+            // What follows for what the job changes is decided here, by the job.
             expected.push((stream, Expected::Any));
         }
         events.push((stream, event));
@@ -263,23 +261,21 @@ fn queued(event: &Event, now: jiff::Timestamp) -> Option<QueueRow> {
     Some(QueueRow {
         job_id: job.job_id,
         job_type: job.job_type.clone(),
-        agent_id: Some(job.agent_id.0),
+        agent_id: job.agent_id,
         state: crate::domain::QueueState::Queued.as_str(),
         due_at: now,
     })
 }
 
 /// The stream an event of a decision belongs to.
-fn stream_of(event: &Event, agent: AgentId) -> StreamId {
+fn stream_of(event: &Event) -> StreamId {
     match event {
+        Event::AgentCreated(event) => event.agent_id.stream(),
+        Event::ProvisioningRequested(event) => event.agent_id.stream(),
+        Event::AgentActivated(event) => event.agent_id.stream(),
+        Event::ProvisioningEnded(event) => event.agent_id.stream(),
         Event::InstanceRequested(event) => event.instance_id.stream(),
         Event::InstanceStarted(event) => event.instance_id.stream(),
-        Event::AgentCreated(_)
-        | Event::ProvisioningRequested(_)
-        | Event::AgentActivated(_)
-        | Event::ProvisioningEnded(_) => agent.stream(),
-        other => {
-            milepost_projections::job::job_of(other).map_or_else(|| agent.stream(), JobId::stream)
-        }
+        other => job_of(other).expect("all others are of a job").stream(),
     }
 }

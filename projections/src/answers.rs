@@ -1,7 +1,7 @@
 //! The JSON that programs and pages read: the same for an answer, a stream and a page.
 
 use jiff::Timestamp;
-use milepost_schemas::{AgentId, InstanceId, JobId, Position};
+use milepost_schemas::{AgentId, InstanceId, JobId, NodeId, Position};
 use serde::Serialize;
 
 use crate::board::InstanceStatus;
@@ -163,7 +163,7 @@ impl InstanceBody {
         let server = instance.server.as_ref();
         Some(Self {
             id: instance.id,
-            agent_id: job.agent_id,
+            agent_id: board.agent.as_ref()?.id,
             job_id: job.id,
             job_status: job.status,
             status: board.status()?,
@@ -201,18 +201,18 @@ pub struct JobAnswer {
     pub job_type: String,
     /// Where it stands.
     pub status: JobStatus,
-    /// Its agent.
-    pub agent_id: AgentId,
-    /// The server it builds.
-    pub instance_id: InstanceId,
-    /// Always `null` for an agent's job.
+    /// The agent it changes; `null` where it changes a node.
+    pub agent_id: Option<AgentId>,
+    /// The server it builds for that agent.
+    pub instance_id: Option<InstanceId>,
+    /// Always `null`: no job changes a site.
     pub site_id: Option<String>,
-    /// Always `null` for an agent's job.
+    /// Always `null`: no job changes an environment.
     pub environment_id: Option<String>,
-    /// Always `null` for an agent's job.
-    pub node_id: Option<String>,
-    /// Where.
-    pub region: String,
+    /// The node it changes; `null` where it changes an agent.
+    pub node_id: Option<NodeId>,
+    /// Where it builds that server.
+    pub region: Option<String>,
     /// The attempt under way, to come, or last.
     pub attempt_count: u32,
     /// Attempts in all.
@@ -290,12 +290,12 @@ impl JobAnswer {
             id: job.id,
             job_type: job.job_type.clone(),
             status: job.status,
-            agent_id: job.agent_id,
-            instance_id: job.instance_id,
+            agent_id: job.subject.agent_id(),
+            instance_id: job.subject.instance_id(),
             site_id: None,
             environment_id: None,
-            node_id: None,
-            region: job.region.clone(),
+            node_id: job.subject.node_id(),
+            region: job.subject.region().map(str::to_owned),
             attempt_count: job.attempt().number.0,
             max_attempts: job.max_attempts,
             run_after: job.run_after,

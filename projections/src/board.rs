@@ -154,11 +154,11 @@ impl Board {
 
 /// The agent an event concerns.
 pub fn agent_of(event: &Event) -> Option<AgentId> {
-    Some(match event {
-        Event::AgentCreated(event) => event.agent_id,
-        Event::ProvisioningRequested(event) => event.agent_id,
-        Event::AgentActivated(event) => event.agent_id,
-        Event::ProvisioningEnded(event) => event.agent_id,
+    match event {
+        Event::AgentCreated(event) => Some(event.agent_id),
+        Event::ProvisioningRequested(event) => Some(event.agent_id),
+        Event::AgentActivated(event) => Some(event.agent_id),
+        Event::ProvisioningEnded(event) => Some(event.agent_id),
         Event::JobQueued(event) => event.agent_id,
         Event::WorkflowDispatchRequested(event) => event.agent_id,
         Event::WorkflowDispatched(event) => event.agent_id,
@@ -171,10 +171,10 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         Event::JobRetried(event) => event.agent_id,
         Event::JobCancelled(event) => event.agent_id,
         Event::LateCallbackRecorded(event) => event.agent_id,
-        Event::InstanceRequested(event) => event.agent_id,
-        Event::InstanceStarted(event) => event.agent_id,
-        Event::CallbackRejected(_) => return None,
-    })
+        Event::InstanceRequested(event) => Some(event.agent_id),
+        Event::InstanceStarted(event) => Some(event.agent_id),
+        Event::CallbackRejected(_) => None,
+    }
 }
 
 /// The view of all agents, one row each.
@@ -182,7 +182,7 @@ pub struct Boards;
 
 impl Projection for Boards {
     const NAME: &'static str = "board";
-    const VERSION: i16 = 1;
+    const VERSION: i16 = 2;
     type State = Board;
 
     fn key(event: &Event) -> Option<Uuid> {

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 
 use jiff::Timestamp;
 use milepost_schemas::event::{JobFailed, JobQueued, NotApplied, WORKFLOW_FAILED};
-use milepost_schemas::{AgentId, Attempt, Event, InstanceId, JobId, Position};
+use milepost_schemas::{Attempt, Event, JobId, Position};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::steps::Progress;
-use crate::{Projection, Recorded};
+use crate::{Projection, Recorded, Subject};
 
 /// Deliveries a job remembers to recognise a repeat. Senders repeat within minutes; a job of 30
 /// minutes with a heartbeat a minute and a dozen steps has about fifty.
@@ -143,12 +143,8 @@ pub struct Job {
     pub id: JobId,
     /// What it does.
     pub job_type: String,
-    /// For which agent.
-    pub agent_id: AgentId,
-    /// Which server it builds.
-    pub instance_id: InstanceId,
-    /// Where.
-    pub region: String,
+    /// What it changes.
+    pub subject: Subject,
     /// The ended job it repeats by hand.
     pub retry_of: Option<JobId>,
     /// Where it stands.
@@ -217,7 +213,8 @@ impl Job {
     /// Folds one event of a job's stream.
     pub fn apply(state: &mut Option<Self>, recorded: &Recorded<'_>) {
         if let Event::JobQueued(queued) = recorded.event {
-            *state = Some(Self::queued(queued, recorded));
+            // Nothing but a whole one is ever recorded; a job for nobody is none.
+            *state = Subject::of(queued).map(|subject| Self::queued(queued, subject, recorded));
             return;
         }
         if let Some(job) = state {
@@ -225,14 +222,12 @@ impl Job {
         }
     }
 
-    fn queued(event: &JobQueued, recorded: &Recorded<'_>) -> Self {
+    fn queued(event: &JobQueued, subject: Subject, recorded: &Recorded<'_>) -> Self {
         let at = recorded.recorded_at;
         Self {
             id: event.job_id,
             job_type: event.job_type.clone(),
-            agent_id: event.agent_id,
-            instance_id: event.instance_id,
-            region: event.region.clone(),
+            subject,
             retry_of: event.retry_of,
             status: JobStatus::Queued,
             max_attempts: event.max_attempts,
@@ -463,7 +458,7 @@ pub struct Jobs;
 
 impl Projection for Jobs {
     const NAME: &'static str = "jobs";
-    const VERSION: i16 = 1;
+    const VERSION: i16 = 2;
     type State = Option<Job>;
 
     fn key(event: &Event) -> Option<Uuid> {
@@ -529,7 +524,8 @@ mod tests {
         let failed = |code: &str| {
             JobFailed {
                 job_id: JOB,
-                agent_id: crate::tests::AGENT,
+                agent_id: Some(crate::tests::AGENT),
+                node_id: None,
                 attempt: Attempt(1),
                 error_code: code.into(),
                 error_message: String::new(),

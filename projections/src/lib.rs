@@ -9,6 +9,7 @@ pub mod answers;
 pub mod board;
 pub mod job;
 pub mod steps;
+pub mod subject;
 #[cfg(test)]
 mod tests;
 pub mod usual;
@@ -23,6 +24,7 @@ pub use agent::Agent;
 pub use board::Board;
 pub use job::{Job, JobStatus};
 pub use steps::{Step, StepStatus};
+pub use subject::Subject;
 pub use usual::{UsualDuration, usual};
 
 /// An event with its place in the log.

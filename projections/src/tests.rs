@@ -1,5 +1,7 @@
 //! The laws of folds, over random events; and what the other files' tests are made of.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use milepost_schemas::event::{
     AgentActivated, AgentCreated, CallbackRejected, HeartbeatRecorded, InstanceRequested,
@@ -80,11 +82,13 @@ fn job_queued(job_id: JobId, instance_id: InstanceId) -> Event {
     JobQueued {
         job_id,
         job_type: "provision_agent".into(),
-        agent_id: AGENT,
-        instance_id,
-        region: "eu-central".into(),
+        agent_id: Some(AGENT),
+        node_id: None,
+        instance_id: Some(instance_id),
+        region: Some("eu-central".into()),
         max_attempts: 4,
         retry_of: None,
+        reason: None,
     }
     .into()
 }
@@ -114,7 +118,8 @@ pub(crate) fn requested(attempt: u32) -> Event {
 fn claimed(job_id: JobId, attempt: u32) -> Event {
     WorkflowDispatchRequested {
         job_id,
-        agent_id: AGENT,
+        agent_id: Some(AGENT),
+        node_id: None,
         attempt: Attempt(attempt),
         dispatcher: "github".into(),
         locked_by: "worker".into(),
@@ -125,18 +130,34 @@ fn claimed(job_id: JobId, attempt: u32) -> Event {
 
 pub(crate) fn started(attempt: u32) -> Event {
     let (job_id, attempt) = (JOB, Attempt(attempt));
-    ProvisioningStarted { job_id, agent_id: AGENT, attempt, workflow_run_id: None }.into()
+    ProvisioningStarted {
+        job_id,
+        agent_id: Some(AGENT),
+        node_id: None,
+        attempt,
+        workflow_run_id: None,
+    }
+    .into()
 }
 
 pub(crate) fn step(attempt: u32, step: &str) -> Event {
     let (attempt, step) = (Attempt(attempt), step.into());
-    ProvisioningStepRecorded { job_id: JOB, agent_id: AGENT, attempt, step, metadata: None }.into()
+    ProvisioningStepRecorded {
+        job_id: JOB,
+        agent_id: Some(AGENT),
+        node_id: None,
+        attempt,
+        step,
+        metadata: None,
+    }
+    .into()
 }
 
 pub(crate) fn failed(failed_step: Option<&str>, step: Option<&str>, retry: bool) -> Event {
     JobFailed {
         job_id: JOB,
-        agent_id: AGENT,
+        agent_id: Some(AGENT),
+        node_id: None,
         attempt: Attempt(1),
         error_code: WORKFLOW_FAILED.into(),
         error_message: "no route to host".into(),
@@ -150,13 +171,14 @@ pub(crate) fn failed(failed_step: Option<&str>, step: Option<&str>, retry: bool)
 }
 
 pub(crate) fn retried() -> Event {
-    JobRetried { job_id: JOB, agent_id: AGENT, attempt: Attempt(2) }.into()
+    JobRetried { job_id: JOB, agent_id: Some(AGENT), node_id: None, attempt: Attempt(2) }.into()
 }
 
 pub(crate) fn cancelled() -> Event {
     JobCancelled {
         job_id: JOB,
-        agent_id: AGENT,
+        agent_id: Some(AGENT),
+        node_id: None,
         attempt: Attempt(1),
         cancelled_by: "account:ada@example.com".into(),
         reason: None,
@@ -169,7 +191,8 @@ pub(crate) fn succeeded(server: Option<Server>) -> Vec<Event> {
     let (job_id, agent_id, instance_id) = (JOB, AGENT, INSTANCE);
     let missing = if server.is_some() { vec![] } else { vec!["server_ip".into()] };
     vec![
-        JobSucceeded { job_id, agent_id, attempt: Attempt(1) }.into(),
+        JobSucceeded { job_id, agent_id: Some(agent_id), node_id: None, attempt: Attempt(1) }
+            .into(),
         InstanceStarted { instance_id, agent_id, job_id, server, missing }.into(),
         AgentActivated { agent_id, job_id, instance_id }.into(),
     ]
@@ -220,7 +243,8 @@ fn any_event() -> impl Strategy<Value = Event> {
                 EventType::WorkflowDispatchRequested => claimed(job_id, attempt.0),
                 EventType::WorkflowDispatched => WorkflowDispatched {
                     job_id,
-                    agent_id,
+                    agent_id: Some(agent_id),
+                    node_id: None,
                     attempt,
                     workflow_run_id: word.clone(),
                     run_url: word,
@@ -228,32 +252,46 @@ fn any_event() -> impl Strategy<Value = Event> {
                 .into(),
                 EventType::WorkflowDispatchFailed => WorkflowDispatchFailed {
                     job_id,
-                    agent_id,
+                    agent_id: Some(agent_id),
+                    node_id: None,
                     attempt,
                     reason: step,
                     run_after: at(second_at),
                 }
                 .into(),
-                EventType::ProvisioningStarted => {
-                    ProvisioningStarted { job_id, agent_id, attempt, workflow_run_id: word }.into()
+                EventType::ProvisioningStarted => ProvisioningStarted {
+                    job_id,
+                    agent_id: Some(agent_id),
+                    node_id: None,
+                    attempt,
+                    workflow_run_id: word,
                 }
+                .into(),
                 EventType::ProvisioningStepRecorded => {
                     let metadata = flag.then(|| serde_json::json!({"a": [second_at, word]}));
-                    {
-                        let metadata = metadata.map(std::sync::Arc::new);
-                        ProvisioningStepRecorded { job_id, agent_id, attempt, step, metadata }
-                            .into()
+                    ProvisioningStepRecorded {
+                        job_id,
+                        agent_id: Some(agent_id),
+                        node_id: None,
+                        attempt,
+                        step,
+                        metadata: metadata.map(Arc::new),
                     }
+                    .into()
                 }
                 EventType::HeartbeatRecorded => {
-                    HeartbeatRecorded { job_id, agent_id, attempt }.into()
+                    HeartbeatRecorded { job_id, agent_id: Some(agent_id), node_id: None, attempt }
+                        .into()
                 }
-                EventType::JobSucceeded => JobSucceeded { job_id, agent_id, attempt }.into(),
+                EventType::JobSucceeded => {
+                    JobSucceeded { job_id, agent_id: Some(agent_id), node_id: None, attempt }.into()
+                }
                 EventType::JobFailed => {
                     let run_after = at(second_at);
                     JobFailed {
                         job_id,
-                        agent_id,
+                        agent_id: Some(agent_id),
+                        node_id: None,
                         attempt,
                         error_code: if flag { WORKFLOW_FAILED } else { "RUN_ENDED" }.into(),
                         error_message: step.clone(),
@@ -265,14 +303,22 @@ fn any_event() -> impl Strategy<Value = Event> {
                     }
                     .into()
                 }
-                EventType::JobRetried => JobRetried { job_id, agent_id, attempt }.into(),
-                EventType::JobCancelled => {
-                    JobCancelled { job_id, agent_id, attempt, cancelled_by: step, reason: word }
-                        .into()
+                EventType::JobRetried => {
+                    JobRetried { job_id, agent_id: Some(agent_id), node_id: None, attempt }.into()
                 }
+                EventType::JobCancelled => JobCancelled {
+                    job_id,
+                    agent_id: Some(agent_id),
+                    node_id: None,
+                    attempt,
+                    cancelled_by: step,
+                    reason: word,
+                }
+                .into(),
                 EventType::LateCallbackRecorded => LateCallbackRecorded {
                     job_id,
-                    agent_id,
+                    agent_id: Some(agent_id),
+                    node_id: None,
                     attempt,
                     kind: "step".into(),
                     step: Some(step),

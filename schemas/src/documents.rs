@@ -49,6 +49,36 @@ documents! {
     "CallbackRejected" v 1,
 }
 
+macro_rules! node_examples {
+    ($($name:literal v $version:literal),+ $(,)?) => {
+        /// The stored example of a job's event where the job changes a node; [`golden`] has the
+        /// one where it changes an agent. Source: `golden/<Name>.v<version>.node.json`.
+        pub fn golden_of_node(name: &str, version: i16) -> Option<&'static str> {
+            match (name, version) {
+                $(($name, $version) => Some(include_str!(
+                    concat!("../golden/", $name, ".v", $version, ".node.json")
+                )),)+
+                _ => None,
+            }
+        }
+    };
+}
+
+node_examples! {
+    "JobQueued" v 1,
+    "WorkflowDispatchRequested" v 1,
+    "WorkflowDispatched" v 1,
+    "WorkflowDispatchFailed" v 1,
+    "ProvisioningStarted" v 1,
+    "ProvisioningStepRecorded" v 1,
+    "HeartbeatRecorded" v 1,
+    "JobSucceeded" v 1,
+    "JobFailed" v 1,
+    "JobRetried" v 1,
+    "JobCancelled" v 1,
+    "LateCallbackRecorded" v 1,
+}
+
 /// The JSON Schema of a callback, by its kind's name. Source: `callbacks/<kind>.json`.
 pub fn callback_schema(kind: &str) -> Option<&'static str> {
     match kind {
@@ -89,6 +119,15 @@ mod tests {
         jsonschema::options().should_validate_formats(true).build(schema).unwrap()
     }
 
+    /// Every stored example, with its type and version.
+    fn examples() -> impl Iterator<Item = (EventType, i16, Value)> {
+        versions().flat_map(|(kind, version)| {
+            let node = golden_of_node(kind.name(), version);
+            let all = std::iter::once(golden(kind.name(), version)).chain(node.map(Some));
+            all.map(move |example| (kind, version, json(example)))
+        })
+    }
+
     fn files(directory: &str) -> BTreeSet<String> {
         let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
         let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
@@ -103,7 +142,14 @@ mod tests {
         let expected: BTreeSet<String> =
             versions().map(|(kind, version)| format!("{}.v{version}.json", kind.name())).collect();
         assert_eq!(files("events"), expected);
-        assert_eq!(files("golden"), expected);
+        let of_nodes = versions()
+            .filter(|(kind, version)| {
+                let schema = json(event_schema(kind.name(), *version));
+                schema["properties"]["agent_id"].is_object()
+                    && schema["properties"]["node_id"].is_object()
+            })
+            .map(|(kind, version)| format!("{}.v{version}.node.json", kind.name()));
+        assert_eq!(files("golden"), expected.iter().cloned().chain(of_nodes).collect());
         assert_eq!(
             files("callbacks"),
             CALLBACKS.iter().map(|kind| format!("{kind}.json")).collect()
@@ -116,8 +162,7 @@ mod tests {
 
     #[test]
     fn every_golden_example_is_read_and_written_back_as_it_stands() {
-        for (kind, version) in versions() {
-            let stored = json(golden(kind.name(), version));
+        for (kind, version, stored) in examples() {
             assert_eq!(stored["type"], kind.name());
             assert_eq!(stored["schema_version"], version);
             let body = serde_json::to_vec(&stored["data"]).unwrap();
@@ -134,14 +179,29 @@ mod tests {
 
     #[test]
     fn every_golden_example_fits_its_schema_and_no_unknown_field_does() {
-        for (kind, version) in versions() {
+        for (kind, version, mut stored) in examples() {
             let schema = validator(&json(event_schema(kind.name(), version)));
-            let mut data = json(golden(kind.name(), version))["data"].take();
+            let mut data = stored["data"].take();
             if let Err(error) = schema.validate(&data) {
                 panic!("{kind:?}: {error}");
             }
             data["unknown"] = json!(1);
             assert!(!schema.is_valid(&data), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_changes_an_agent_or_a_node_and_not_both() {
+        for (kind, version) in versions() {
+            let Some(of_node) = golden_of_node(kind.name(), version) else { continue };
+            let schema = validator(&json(event_schema(kind.name(), version)));
+            let mut data = json(golden(kind.name(), version))["data"].take();
+            data["node_id"] = json(Some(of_node))["data"]["node_id"].clone();
+            assert!(!schema.is_valid(&data), "{kind:?} of both");
+            for name in ["agent_id", "node_id"] {
+                data.as_object_mut().unwrap().remove(name);
+            }
+            assert!(!schema.is_valid(&data), "{kind:?} of neither");
         }
     }
 

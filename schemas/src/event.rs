@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{AgentId, Attempt, InstanceId, JobId};
+use crate::{AgentId, Attempt, InstanceId, JobId, NodeId};
 
 /// An event that cannot be read back.
 #[derive(Debug)]
@@ -227,19 +227,28 @@ pub enum Outcome {
 pub struct JobQueued {
     /// The job.
     pub job_id: JobId,
-    /// What it does: `provision_agent`.
+    /// What it does: `provision_agent`, `provision_node` or `decommission_node`.
     pub job_type: String,
-    /// For which agent.
-    pub agent_id: AgentId,
-    /// Which server it builds.
-    pub instance_id: InstanceId,
-    /// Where.
-    pub region: String,
+    /// For which agent; a job changes an agent or a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// For which node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// Which server it builds for its agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<InstanceId>,
+    /// Where it builds that server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
     /// Attempts it may take in all.
     pub max_attempts: u32,
     /// The ended job that this one repeats by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<JobId>,
+    /// Why it is repeated, where somebody said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// An attempt was claimed; the dispatcher is about to be called. Stream: the job.
@@ -247,8 +256,12 @@ pub struct JobQueued {
 pub struct WorkflowDispatchRequested {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt.
     pub attempt: Attempt,
     /// Who dispatches: `rehearsal`, `github`, `ansible`.
@@ -264,8 +277,12 @@ pub struct WorkflowDispatchRequested {
 pub struct WorkflowDispatched {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt.
     pub attempt: Attempt,
     /// The run, where the dispatcher named it.
@@ -281,8 +298,12 @@ pub struct WorkflowDispatched {
 pub struct WorkflowDispatchFailed {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt.
     pub attempt: Attempt,
     /// In the dispatcher's words.
@@ -296,8 +317,12 @@ pub struct WorkflowDispatchFailed {
 pub struct ProvisioningStarted {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt.
     pub attempt: Attempt,
     /// The run that posts.
@@ -310,8 +335,12 @@ pub struct ProvisioningStarted {
 pub struct ProvisioningStepRecorded {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt.
     pub attempt: Attempt,
     /// The step's name, known or not.
@@ -326,8 +355,12 @@ pub struct ProvisioningStepRecorded {
 pub struct HeartbeatRecorded {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt.
     pub attempt: Attempt,
 }
@@ -337,8 +370,12 @@ pub struct HeartbeatRecorded {
 pub struct JobSucceeded {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt.
     pub attempt: Attempt,
 }
@@ -351,8 +388,12 @@ pub const WORKFLOW_FAILED: &str = "WORKFLOW_FAILED";
 pub struct JobFailed {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt that failed.
     pub attempt: Attempt,
     /// A stable code: `WORKFLOW_FAILED`, `HEARTBEAT_TIMEOUT`, `ATTEMPT_TIMEOUT`, `DISPATCH_LOST`,
@@ -391,8 +432,12 @@ pub struct Retry {
 pub struct JobRetried {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt that now waits.
     pub attempt: Attempt,
 }
@@ -402,8 +447,12 @@ pub struct JobRetried {
 pub struct JobCancelled {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt that was under way or to come.
     pub attempt: Attempt,
     /// Who ended it.
@@ -451,8 +500,12 @@ impl NotApplied {
 pub struct LateCallbackRecorded {
     /// The job.
     pub job_id: JobId,
-    /// Its agent.
-    pub agent_id: AgentId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// The attempt it spoke for.
     pub attempt: Attempt,
     /// `heartbeat`, `started`, `step`, `done`, `failed` or `unknown`.

@@ -41,12 +41,16 @@ macro_rules! uuid_newtype {
 }
 
 uuid_newtype! {
-    /// One stream of events: the history of one agent, job, instance or refused callback.
+    /// One stream of events: the history of one agent, node, job, instance or refused callback.
     StreamId
 }
 uuid_newtype! {
     /// An agent: what a customer calls their server. Its stream has the same UUID.
     AgentId
+}
+uuid_newtype! {
+    /// A node: a machine that hosts sites. Its stream has the same UUID.
+    NodeId
 }
 uuid_newtype! {
     /// A job: one order to change something outside, in up to four attempts.
@@ -72,7 +76,7 @@ macro_rules! has_stream {
         })*
     };
 }
-has_stream!(AgentId, JobId, InstanceId);
+has_stream!(AgentId, JobId, InstanceId, NodeId);
 
 /// A place in the whole log, from 1, without gaps, in commit order. 0 stands before the first.
 #[derive(

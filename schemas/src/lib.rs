@@ -13,5 +13,5 @@ pub mod metadata;
 
 pub use callback::{Callback, CallbackError, CallbackKind};
 pub use event::{DecodeError, Event, EventType};
-pub use ids::{AgentId, Attempt, InstanceId, JobId, Position, StreamId};
+pub use ids::{AgentId, Attempt, InstanceId, JobId, NodeId, Position, StreamId};
 pub use metadata::{CallbackEvidence, Metadata, SignatureForm};

@@ -24,8 +24,11 @@ pub struct Args {
     #[arg(long)]
     job: String,
     /// Its agent
-    #[arg(long)]
-    agent: String,
+    #[arg(long, required_unless_present = "node")]
+    agent: Option<String>,
+    /// Its node; then no server would be built
+    #[arg(long, conflicts_with = "agent")]
+    node: Option<String>,
     /// The attempt
     #[arg(long, default_value_t = 1)]
     attempt: u32,
@@ -203,13 +206,17 @@ impl Workflow {
             "error": format!(
                 "TASK [agent : wait for the agent to answer]\nfatal: [{}]: FAILED! => \
                  {{\"msg\": \"rehearsed failure before {}\"}}",
-                self.args.agent, scene.name
+                self.subject(), scene.name
             ),
             "failed_step": scene.phase,
             "step": step,
         }))
         .await?;
         Ok(())
+    }
+
+    fn subject(&self) -> &str {
+        self.args.agent.as_deref().or(self.args.node.as_deref()).unwrap_or_default()
     }
 
     /// Sends until it is answered: the run's end must not get lost.

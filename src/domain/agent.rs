@@ -103,11 +103,13 @@ pub fn decide(
                 JobQueued {
                     job_id,
                     job_type,
-                    agent_id,
-                    instance_id,
-                    region,
+                    agent_id: Some(agent_id),
+                    node_id: None,
+                    instance_id: Some(instance_id),
+                    region: Some(region),
                     max_attempts,
                     retry_of,
+                    reason: None,
                 }
                 .into(),
             ])
@@ -164,7 +166,9 @@ mod tests {
         let events = provision(Some(&agent(None)), None).unwrap();
         let names: Vec<_> = events.iter().map(|event| event.event_type().name()).collect();
         assert_eq!(names, ["ProvisioningRequested", "InstanceRequested", "JobQueued"]);
-        assert!(matches!(&events[2], Event::JobQueued(job) if job.region == "eu-north"));
+        assert!(
+            matches!(&events[2], Event::JobQueued(job) if job.region.as_deref() == Some("eu-north"))
+        );
     }
 
     #[test]

@@ -3,18 +3,21 @@
 //! The rule behind all others: ended is final, an attempt's progress never goes backward, and
 //! every authentic callback becomes an event whether or not it changes anything.
 
+mod ends;
+
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use milepost_projections::Job;
 use milepost_projections::job::{AttemptState, JobStatus};
 use milepost_schemas::event::{
-    AgentActivated, HeartbeatRecorded, InstanceStarted, JobCancelled, JobFailed, JobRetried,
-    JobSucceeded, LateCallbackRecorded, NotApplied, Outcome, ProvisioningEnded,
-    ProvisioningStarted, ProvisioningStepRecorded, Retry, Server, WORKFLOW_FAILED,
+    HeartbeatRecorded, JobCancelled, JobFailed, JobRetried, JobSucceeded, LateCallbackRecorded,
+    NotApplied, Outcome, ProvisioningStarted, ProvisioningStepRecorded, Retry, WORKFLOW_FAILED,
     WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
 };
 use milepost_schemas::{Attempt, Callback, CallbackKind, Event, Position};
+
+use self::ends::ServerFacts;
 
 /// The bytes of an error that are kept: its last ones, where the cause stands.
 pub const ERROR_BYTES_MAX: usize = 10 * 1024;
@@ -275,9 +278,11 @@ fn keep(job: &Job, attempt: Attempt, kind: &CallbackKind, reason: NotApplied) ->
         | CallbackKind::Step { .. }
         | CallbackKind::Unknown { .. } => None,
     };
+    let (agent_id, node_id) = job.subject.ids();
     let event = LateCallbackRecorded {
         job_id: job.id,
-        agent_id: job.agent_id,
+        agent_id,
+        node_id,
         attempt,
         kind: kind.name().to_owned(),
         step: kind.step().map(str::to_owned),
@@ -294,7 +299,7 @@ fn apply(
     now: Timestamp,
     limits: &Limits,
 ) -> JobDecision {
-    let (job_id, agent_id) = (job.id, job.agent_id);
+    let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
     // The first word of a run moves its job from waiting to running; the later ones leave the
     // queue alone, for their deadline is looked up when the earlier one is over.
     let run = || {
@@ -303,26 +308,27 @@ fn apply(
     };
     match &callback.kind {
         CallbackKind::Heartbeat => {
-            let event = HeartbeatRecorded { job_id, agent_id, attempt };
+            let event = HeartbeatRecorded { job_id, agent_id, node_id, attempt };
             JobDecision::applied(vec![event.into()], None)
         }
         CallbackKind::Started => {
             let workflow_run_id = callback.workflow_run_id.clone();
-            let event = ProvisioningStarted { job_id, agent_id, attempt, workflow_run_id };
+            let event = ProvisioningStarted { job_id, agent_id, node_id, attempt, workflow_run_id };
             JobDecision::applied(vec![event.into()], run())
         }
         CallbackKind::Step { step, metadata } => {
             let (step, metadata) = (step.clone(), metadata.clone());
-            let event = ProvisioningStepRecorded { job_id, agent_id, attempt, step, metadata };
+            let event =
+                ProvisioningStepRecorded { job_id, agent_id, node_id, attempt, step, metadata };
             JobDecision::applied(vec![event.into()], run())
         }
         CallbackKind::Done { server_id, server_ip, tailscale_ip } => {
-            let facts = [
-                ("server_id", server_id.clone()),
-                ("server_ip", server_ip.clone()),
-                ("tailscale_ip", tailscale_ip.clone()),
-            ];
-            succeed(job, attempt, facts, now)
+            let facts = ServerFacts {
+                server_id: server_id.clone(),
+                server_ip: server_ip.clone(),
+                tailscale_ip: tailscale_ip.clone(),
+            };
+            succeed(job, facts, now)
         }
         CallbackKind::Failed { error, failed_step, step, server_id } => {
             let failure = Failing {
@@ -340,31 +346,13 @@ fn apply(
     }
 }
 
-/// The job, its instance and its agent change in one commit.
-fn succeed(
-    job: &Job,
-    attempt: Attempt,
-    facts: [(&str, Option<String>); 3],
-    now: Timestamp,
-) -> JobDecision {
-    let (job_id, agent_id, instance_id) = (job.id, job.agent_id, job.instance_id);
-    let missing: Vec<String> =
-        facts.iter().filter(|(_, fact)| fact.is_none()).map(|(name, _)| (*name).into()).collect();
-    // Partial counts as none: half a server is no address to hand to a customer.
-    let server = match facts.map(|(_, fact)| fact) {
-        [Some(server_id), Some(server_ip), Some(tailscale_ip)] => {
-            Some(Server { server_id, server_ip, tailscale_ip })
-        }
-        _ => None,
-    };
-    JobDecision::applied(
-        vec![
-            JobSucceeded { job_id, agent_id, attempt }.into(),
-            InstanceStarted { instance_id, agent_id, job_id, server, missing }.into(),
-            AgentActivated { agent_id, job_id, instance_id }.into(),
-        ],
-        Some((QueueState::Ended, now)),
-    )
+/// The job and what it changes, in one commit.
+fn succeed(job: &Job, facts: ServerFacts, now: Timestamp) -> JobDecision {
+    let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
+    let attempt = job.attempt().number;
+    let mut events = vec![JobSucceeded { job_id, agent_id, node_id, attempt }.into()];
+    events.extend(ends::succeeded(job, facts));
+    JobDecision::applied(events, Some((QueueState::Ended, now)))
 }
 
 struct Failing {
@@ -376,7 +364,8 @@ struct Failing {
 }
 
 fn fail(job: &Job, failure: Failing, now: Timestamp, limits: &Limits) -> JobDecision {
-    let (job_id, agent_id, attempt) = (job.id, job.agent_id, job.attempt().number);
+    let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
+    let attempt = job.attempt().number;
     let (error_message, truncated) = last_words(&failure.message, ERROR_BYTES_MAX);
     let delay = limits.retry_delays.get(attempt.0 as usize - 1);
     let retry = delay
@@ -385,6 +374,7 @@ fn fail(job: &Job, failure: Failing, now: Timestamp, limits: &Limits) -> JobDeci
     let failed = JobFailed {
         job_id,
         agent_id,
+        node_id,
         attempt,
         error_code: failure.code.to_owned(),
         error_message,
@@ -394,12 +384,12 @@ fn fail(job: &Job, failure: Failing, now: Timestamp, limits: &Limits) -> JobDeci
         server_id: failure.server_id,
         retry,
     };
+    let mut events = vec![failed.into()];
     if let Some(retry) = retry {
-        JobDecision::applied(vec![failed.into()], Some((QueueState::Retry, retry.run_after)))
-    } else {
-        let ended = ProvisioningEnded { agent_id, job_id, outcome: Outcome::Failed };
-        JobDecision::applied(vec![failed.into(), ended.into()], Some((QueueState::Ended, now)))
+        return JobDecision::applied(events, Some((QueueState::Retry, retry.run_after)));
     }
+    events.extend(ends::ended(job, Outcome::Failed));
+    JobDecision::applied(events, Some((QueueState::Ended, now)))
 }
 
 fn claim(
@@ -414,9 +404,11 @@ fn claim(
         return Err(JobRefusal::Status(job.status));
     }
     let lease_until = now + limits.lease;
+    let (agent_id, node_id) = job.subject.ids();
     let event = WorkflowDispatchRequested {
         job_id: job.id,
-        agent_id: job.agent_id,
+        agent_id,
+        node_id,
         attempt: job.attempt().number,
         dispatcher: dispatcher.to_owned(),
         locked_by,
@@ -436,13 +428,9 @@ fn dispatched(
     if job.status.is_ended() || job.attempt().number != attempt {
         return JobDecision::nothing();
     }
-    let event = WorkflowDispatched {
-        job_id: job.id,
-        agent_id: job.agent_id,
-        attempt,
-        workflow_run_id,
-        run_url,
-    };
+    let (agent_id, node_id) = job.subject.ids();
+    let event =
+        WorkflowDispatched { job_id: job.id, agent_id, node_id, attempt, workflow_run_id, run_url };
     // The run may have spoken before the dispatcher's answer came: it is watched already then.
     let queue = (job.status == JobStatus::Dispatching)
         .then(|| (QueueState::Running, deadline(job.attempt(), now, limits)));
@@ -458,8 +446,8 @@ fn dispatch_failed(
     if job.status != JobStatus::Dispatching || job.attempt().number != attempt {
         return JobDecision::nothing();
     }
-    let (job_id, agent_id) = (job.id, job.agent_id);
-    let event = WorkflowDispatchFailed { job_id, agent_id, attempt, reason, run_after };
+    let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
+    let event = WorkflowDispatchFailed { job_id, agent_id, node_id, attempt, reason, run_after };
     JobDecision::applied(vec![event.into()], Some((QueueState::Queued, run_after)))
 }
 
@@ -484,7 +472,8 @@ fn tick(job: &Job, now: Timestamp, limits: &Limits) -> JobDecision {
         JobStatus::RetryScheduled => match job.run_after {
             Some(run_after) if run_after <= now => {
                 let attempt = attempt.number.next();
-                let event = JobRetried { job_id: job.id, agent_id: job.agent_id, attempt };
+                let (agent_id, node_id) = job.subject.ids();
+                let event = JobRetried { job_id: job.id, agent_id, node_id, attempt };
                 JobDecision::applied(vec![event.into()], Some((QueueState::Queued, now)))
             }
             _ => JobDecision::nothing(),
@@ -527,14 +516,15 @@ fn cancel(
     if job.status.is_ended() {
         return Err(JobRefusal::Status(job.status));
     }
-    let (job_id, agent_id) = (job.id, job.agent_id);
+    let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
     let reason = reason
         .map(|reason| last_words(reason.trim(), REASON_BYTES_MAX).0)
         .filter(|reason| !reason.is_empty());
     let attempt = job.attempt().number;
-    let cancelled = JobCancelled { job_id, agent_id, attempt, cancelled_by: by, reason };
-    let ended = ProvisioningEnded { agent_id, job_id, outcome: Outcome::Cancelled };
-    Ok(JobDecision::applied(vec![cancelled.into(), ended.into()], Some((QueueState::Ended, now))))
+    let cancelled = JobCancelled { job_id, agent_id, node_id, attempt, cancelled_by: by, reason };
+    let mut events = vec![cancelled.into()];
+    events.extend(ends::ended(job, Outcome::Cancelled));
+    Ok(JobDecision::applied(events, Some((QueueState::Ended, now))))
 }
 
 /// The last `bytes_max` bytes of some words, cut where a character begins; and whether any were

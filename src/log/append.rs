@@ -60,9 +60,9 @@ pub enum AppendError {
     /// A stream has another version than the decision was made on: decide again.
     #[error("stream {0} has moved on")]
     Conflict(StreamId),
-    /// Another job that has not ended changes the same agent.
+    /// Another job that has not ended changes the same thing.
     #[error("another job is active")]
-    AgentBusy,
+    Busy,
     /// The log cannot be written now; whether this decision is in it may be unknown.
     #[error("the log cannot be written")]
     Unavailable,
@@ -483,7 +483,7 @@ fn refuse(items: Vec<Item>, jobs: &[Uuid]) -> Vec<Item> {
         |item: &Item| item.decision.queue.as_ref().is_some_and(|row| jobs.contains(&row.job_id.0));
     let (refused, others): (Vec<_>, Vec<_>) = items.into_iter().partition(refused);
     for item in refused {
-        drop(item.reply.send(Err(AppendError::AgentBusy)));
+        drop(item.reply.send(Err(AppendError::Busy)));
     }
     others
 }

@@ -15,9 +15,10 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use jiff::Timestamp;
 use milepost_projections::Recorded;
-use milepost_schemas::{DecodeError, Event, EventType, JobId, Metadata, Position, StreamId};
+use milepost_schemas::{
+    AgentId, DecodeError, Event, EventType, JobId, Metadata, Position, StreamId,
+};
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 pub use append::{AppendError, Appended, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, QUEUE_ITEMS_MAX};
 pub use connect::{Database, DatabaseError};
@@ -93,7 +94,7 @@ pub struct QueueRow {
     /// What it does.
     pub job_type: String,
     /// The agent it changes.
-    pub agent_id: Option<Uuid>,
+    pub agent_id: Option<AgentId>,
     /// What the row waits for; `ended` removes it.
     pub state: &'static str,
     /// When to look at the job next.
@@ -140,7 +141,7 @@ impl Committed {
         Self {
             epoch,
             position,
-            stream: StreamId(Uuid::nil()),
+            stream: StreamId(uuid::Uuid::nil()),
             version: 1,
             code: 1,
             schema_version: 1,

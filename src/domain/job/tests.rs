@@ -40,11 +40,13 @@ fn queued() -> Story {
     let event = JobQueued {
         job_id: JOB,
         job_type: "provision_agent".into(),
-        agent_id: AGENT,
-        instance_id: INSTANCE,
-        region: "eu-central".into(),
+        agent_id: Some(AGENT),
+        node_id: None,
+        instance_id: Some(INSTANCE),
+        region: Some("eu-central".into()),
         max_attempts: 4,
         retry_of: None,
+        reason: None,
     };
     story.append(event.into(), None);
     story

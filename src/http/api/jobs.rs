@@ -7,7 +7,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
 use milepost_projections::answers::JobAnswer;
-use milepost_projections::{Job, JobStatus};
+use milepost_projections::{Job, JobStatus, Subject};
 use milepost_schemas::JobId;
 use serde::{Deserialize, Serialize};
 
@@ -124,7 +124,10 @@ pub async fn again(app: &App, actor: &Actor, job_id: JobId) -> Result<JobId, Pro
     let job = read(app, job_id).await?;
     match job.status {
         JobStatus::Failed | JobStatus::Cancelled => {
-            order(app, actor, job.agent_id, Some(job.region), Some(job_id)).await
+            let Subject::Agent { agent_id, region, .. } = job.subject else {
+                return Err(Problem::conflict("job-status", "A node's job cannot be repeated"));
+            };
+            order(app, actor, agent_id, Some(region), Some(job_id)).await
         }
         status => {
             let detail = format!(

@@ -133,7 +133,7 @@ async fn reject(
             let first = first.first().ok_or(ExecuteError::Unavailable)?;
             Ok((first.position, true))
         }
-        Err(AppendError::AgentBusy | AppendError::Unavailable) => Err(ExecuteError::Unavailable),
+        Err(AppendError::Busy | AppendError::Unavailable) => Err(ExecuteError::Unavailable),
     }
 }
 

@@ -11,6 +11,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use milepost_projections::answers::{InstanceAnswer, JobAnswer};
+use milepost_projections::{Job, Subject};
 use milepost_schemas::{AgentId, JobId, Position, StreamId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -144,12 +145,22 @@ async fn job(
     let Id(id) = id?;
     let (_, head) = app.log.head().await?;
     let job = jobs::read(&app, id).await?;
-    let name = agents::board(&app, job.agent_id).await?.agent.map(|agent| agent.name);
-    let name = name.unwrap_or_else(|| job.agent_id.to_string());
+    let name = name_of(&app, &job).await?;
     let events = events(&app, vec![id.stream()], before, head).await?;
     let usual = app.views.usual().await?;
     let frame = frame(&app, Some(&actor), format!("{name}: job"), head);
     Ok(html(&JobPage::new(frame, name, &JobAnswer::of(&job), &usual, events)))
+}
+
+/// What people call what a job changes.
+async fn name_of(app: &App, job: &Job) -> Result<String, Problem> {
+    match &job.subject {
+        Subject::Agent { agent_id, .. } => {
+            let name = agents::board(app, *agent_id).await?.agent.map(|agent| agent.name);
+            Ok(name.unwrap_or_else(|| agent_id.to_string()))
+        }
+        Subject::Node { node_id } => Ok(node_id.to_string()),
+    }
 }
 
 /// The newest events of some streams, before a position if one is given. None is newer than the

@@ -42,7 +42,7 @@ impl JobPage {
             max_attempts: job.max_attempts,
             standing: Standing::of_job(job, usual, now),
             actions: Actions {
-                agent: job.agent_id.to_string(),
+                agent: job.agent_id.map(|agent| agent.to_string()).unwrap_or_default(),
                 job: job.id.to_string(),
                 again: false,
             },
@@ -59,7 +59,7 @@ fn facts(job: &JobAnswer) -> Vec<Fact> {
     let at = |at: Option<Timestamp>| at.map(full).unwrap_or_default();
     vec![
         Fact::new("job", "Job", job.id.to_string()),
-        Fact::new("region", "Region", job.region.clone()),
+        Fact::new("region", "Region", job.region.clone().unwrap_or_default()),
         Fact::new("queued-at", "Queued", full(job.created_at)),
         Fact::new("started-at", "Began", at(job.started_at)),
         Fact::new("finished-at", "Ended", at(job.finished_at)),

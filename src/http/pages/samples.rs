@@ -167,11 +167,13 @@ impl Story {
             &Event::from(JobQueued {
                 job_id,
                 job_type: "provision_agent".into(),
-                agent_id,
-                instance_id,
-                region,
+                agent_id: Some(agent_id),
+                node_id: None,
+                instance_id: Some(instance_id),
+                region: Some(region),
                 max_attempts: 4,
                 retry_of: None,
+                reason: None,
             }),
         );
         self
@@ -184,7 +186,8 @@ impl Story {
             ago,
             &Event::from(WorkflowDispatchRequested {
                 job_id,
-                agent_id,
+                agent_id: Some(agent_id),
+                node_id: None,
                 attempt,
                 dispatcher: "github".into(),
                 locked_by: "milepost-1".into(),
@@ -201,7 +204,14 @@ impl Story {
         let run_after = now() + SignedDuration::from_secs(42);
         self.tell(
             ago,
-            &Event::from(WorkflowDispatchFailed { job_id, agent_id, attempt, reason, run_after }),
+            &Event::from(WorkflowDispatchFailed {
+                job_id,
+                agent_id: Some(agent_id),
+                node_id: None,
+                attempt,
+                reason,
+                run_after,
+            }),
         );
         self
     }
@@ -215,7 +225,8 @@ impl Story {
             ago + 1,
             &Event::from(WorkflowDispatched {
                 job_id,
-                agent_id,
+                agent_id: Some(agent_id),
+                node_id: None,
                 attempt,
                 workflow_run_id: Some(run.clone()),
                 run_url: Some(url),
@@ -225,7 +236,8 @@ impl Story {
             ago,
             &Event::from(ProvisioningStarted {
                 job_id,
-                agent_id,
+                agent_id: Some(agent_id),
+                node_id: None,
                 attempt,
                 workflow_run_id: Some(run),
             }),
@@ -240,7 +252,8 @@ impl Story {
             ago,
             &Event::from(ProvisioningStepRecorded {
                 job_id,
-                agent_id,
+                agent_id: Some(agent_id),
+                node_id: None,
                 attempt,
                 step: step.into(),
                 metadata: Some(json!({ "duration": 41 }).into()),
@@ -252,7 +265,15 @@ impl Story {
     /// The workflow says it lives.
     pub fn beat(mut self, ago: i64) -> Self {
         let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
-        self.tell(ago, &Event::from(HeartbeatRecorded { job_id, agent_id, attempt }));
+        self.tell(
+            ago,
+            &Event::from(HeartbeatRecorded {
+                job_id,
+                agent_id: Some(agent_id),
+                node_id: None,
+                attempt,
+            }),
+        );
         self
     }
 
@@ -263,7 +284,8 @@ impl Story {
             ago,
             &Event::from(JobFailed {
                 job_id,
-                agent_id,
+                agent_id: Some(agent_id),
+                node_id: None,
                 attempt,
                 error_code: "ANSIBLE_HOST_UNREACHABLE".into(),
                 error_message: message.into(),
@@ -290,7 +312,10 @@ impl Story {
     pub fn retried(mut self, ago: i64) -> Self {
         self.attempt = self.attempt.next();
         let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
-        self.tell(ago, &Event::from(JobRetried { job_id, agent_id, attempt }));
+        self.tell(
+            ago,
+            &Event::from(JobRetried { job_id, agent_id: Some(agent_id), node_id: None, attempt }),
+        );
         self
     }
 
@@ -308,7 +333,10 @@ impl Story {
         } else {
             ["server_id", "server_ip", "tailscale_ip"].map(String::from).to_vec()
         };
-        self.tell(ago, &Event::from(JobSucceeded { job_id, agent_id, attempt }));
+        self.tell(
+            ago,
+            &Event::from(JobSucceeded { job_id, agent_id: Some(agent_id), node_id: None, attempt }),
+        );
         self.tell(
             ago,
             &Event::from(InstanceStarted { instance_id, agent_id, job_id, server, missing }),
@@ -324,7 +352,8 @@ impl Story {
             ago,
             &Event::from(JobCancelled {
                 job_id,
-                agent_id,
+                agent_id: Some(agent_id),
+                node_id: None,
                 attempt,
                 cancelled_by: "night@example.org".into(),
                 reason: Some("wrong region".into()),

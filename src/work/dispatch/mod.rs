@@ -6,6 +6,7 @@ pub use rehearsal::SECRET_VARIABLE;
 
 use std::sync::Arc;
 
+use milepost_projections::Subject;
 use milepost_schemas::{Attempt, JobId};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -19,9 +20,8 @@ use crate::execute::{self, ExecuteError};
 #[derive(Clone, Debug)]
 pub struct AttemptOrder {
     job_id: JobId,
-    agent_id: milepost_schemas::AgentId,
+    subject: Subject,
     attempt: Attempt,
-    region: String,
 }
 
 /// Claims a queued job and has its attempt run. The claim is in the log before anything outside
@@ -43,12 +43,7 @@ pub async fn claim(
         Err(error) => return Err(error),
     }
     let Some(job) = execute::read_job(&app.log, job_id).await? else { return Ok(()) };
-    let order = AttemptOrder {
-        job_id,
-        agent_id: job.agent_id,
-        attempt: job.attempt().number,
-        region: job.region,
-    };
+    let order = AttemptOrder { job_id, attempt: job.attempt().number, subject: job.subject };
     app.metrics.dispatches.inc();
     match app.config.dispatcher {
         Dispatcher::None => {}

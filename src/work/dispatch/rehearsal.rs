@@ -4,7 +4,7 @@
 use std::process::Stdio;
 
 use jiff::SignedDuration;
-use milepost_projections::JobStatus;
+use milepost_projections::{JobStatus, Subject};
 use milepost_schemas::Metadata;
 use tokio::process::{Child, Command};
 
@@ -63,12 +63,18 @@ async fn attempt_over(app: &App, order: &AttemptOrder) {
 fn start(app: &App, order: &AttemptOrder) -> std::io::Result<Child> {
     let secret = app.config.callback_secrets.first().cloned().unwrap_or_default();
     // This very program, also after an upgrade has put another one in its place.
-    Command::new("/proc/self/exe")
-        .arg("rehearse")
-        .args(["--job", &order.job_id.to_string()])
-        .args(["--agent", &order.agent_id.to_string()])
+    let mut rehearse = Command::new("/proc/self/exe");
+    rehearse.arg("rehearse").args(["--job", &order.job_id.to_string()]);
+    match &order.subject {
+        Subject::Agent { agent_id, region, .. } => {
+            rehearse.args(["--agent", &agent_id.to_string(), "--region", region]);
+        }
+        Subject::Node { node_id } => {
+            rehearse.args(["--node", &node_id.to_string()]);
+        }
+    }
+    rehearse
         .args(["--attempt", &order.attempt.to_string()])
-        .args(["--region", &order.region])
         .args(["--callback-url", &format!("{}/api/webhooks/github", app.config.loopback_url())])
         .env(SECRET_VARIABLE, secret)
         .stdin(Stdio::null())
