@@ -1,11 +1,14 @@
 //! What every part of a process shares.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::clients;
 use crate::config::Config;
 use crate::execute::JobCache;
 use crate::intake::Redactor;
@@ -88,5 +91,20 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the place")]
     pub fn id(self) -> Uuid {
         Uuid::now_v7()
+    }
+}
+
+impl clients::Time for Clock {
+    fn now(&self) -> Timestamp {
+        Self::now(*self)
+    }
+
+    fn random(&self) -> f64 {
+        // The low bits of a version 7 UUID are random.
+        f64::from(self.id().as_u128() as u32) / f64::from(u32::MAX)
+    }
+
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(tokio::time::sleep(duration))
     }
 }

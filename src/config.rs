@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 
 use jiff::SignedDuration;
 
+use crate::clients::Sensitive;
+use crate::clients::hetzner::HCLOUD_ENDPOINT;
+use crate::clients::tailscale::{Credentials, TAILNET, TAILSCALE_API_URL};
 use crate::domain::Limits;
 use crate::intake::github::{Rules, Secret};
 
@@ -53,6 +56,108 @@ pub struct Config {
     /// `MILEPOST_RETRY_DELAYS`, `MILEPOST_SILENCE`, `MILEPOST_ATTEMPT`, `MILEPOST_LEASE`, in
     /// seconds; the defaults are the product's promise (60,300,900; 900; 1800; 120).
     pub limits: Limits,
+}
+
+/// The type of an agent's server.
+pub const SERVER_TYPE: &str = "cpx11";
+
+/// The image an agent's server starts from.
+pub const SERVER_IMAGE: &str = "ubuntu-24.04";
+
+/// What an agent's server is in the tailnet.
+pub const TAILSCALE_TAG: &str = "tag:agent";
+
+/// How long a server may take to join the tailnet, in seconds: its clock may take three minutes,
+/// its packages as long.
+pub const ENROL_TIMEOUT_SECONDS: u64 = 600;
+
+/// The accounts that servers are made in. Secrets come from the environment only, never from a
+/// command line.
+#[derive(Clone, Debug)]
+pub struct CloudAccounts {
+    /// `HCLOUD_TOKEN`: a token of the Hetzner project that may read and write. No default.
+    pub hcloud_token: Sensitive,
+    /// `HCLOUD_ENDPOINT`, default `https://api.hetzner.cloud/v1`.
+    pub hcloud_endpoint: String,
+    /// `TAILSCALE_OAUTH_CLIENT_ID`, `TAILSCALE_OAUTH_CLIENT_SECRET`: an OAuth client with the
+    /// scopes `auth_keys` and `devices:core` and the tag of the servers. No default.
+    pub tailscale: Credentials,
+    /// `TAILSCALE_TAILNET`, default `-`: the one the OAuth client belongs to.
+    pub tailnet: String,
+    /// `TAILSCALE_API_URL`, default `https://api.tailscale.com`.
+    pub tailscale_api_url: String,
+}
+
+/// What the servers of agents are like.
+#[derive(Clone, Debug)]
+pub struct ServerShape {
+    /// `MILEPOST_SERVER_TYPE`, default `cpx11`.
+    pub server_type: String,
+    /// `MILEPOST_SERVER_IMAGE`, default `ubuntu-24.04`. Ubuntu or Debian: Tailscale is installed
+    /// from its packages for these.
+    pub image: String,
+    /// `MILEPOST_SSH_KEYS`: names or ids of Hetzner's SSH keys that may enter, separated by
+    /// commas; none by default, and then Hetzner makes a root password that nobody is told.
+    pub ssh_keys: Vec<String>,
+    /// `MILEPOST_FIREWALLS`: ids of Hetzner's firewalls, separated by commas; none by default.
+    pub firewalls: Vec<u64>,
+    /// `TAILSCALE_TAGS`, default `tag:agent`, separated by commas.
+    pub tailscale_tags: Vec<String>,
+}
+
+impl Default for ServerShape {
+    fn default() -> Self {
+        Self {
+            server_type: SERVER_TYPE.to_owned(),
+            image: SERVER_IMAGE.to_owned(),
+            ssh_keys: Vec::new(),
+            firewalls: Vec::new(),
+            tailscale_tags: vec![TAILSCALE_TAG.to_owned()],
+        }
+    }
+}
+
+impl CloudAccounts {
+    /// Reads the accounts from the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with everything that is missing, all at once.
+    pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let required = [
+            ("HCLOUD_TOKEN", "a token of the Hetzner project that may read and write"),
+            ("TAILSCALE_OAUTH_CLIENT_ID", "an OAuth client of the tailnet"),
+            ("TAILSCALE_OAUTH_CLIENT_SECRET", "its secret"),
+        ];
+        let is_set = |name| get(name).is_some_and(|value| !value.trim().is_empty());
+        let missing = required.iter().filter(|(name, _)| !is_set(name));
+        let missing: Vec<_> = missing.map(|(name, what)| format!("{name}: {what}")).collect();
+        if missing.is_empty() { Ok(Self::read(&get)) } else { Err(ConfigError(missing)) }
+    }
+
+    /// The accounts without their secrets, to show what would be sent.
+    pub fn masked(get: impl Fn(&str) -> Option<String>) -> Self {
+        let mut accounts = Self::read(&get);
+        accounts.hcloud_token = Sensitive::new(Sensitive::MASK);
+        accounts.tailscale.client_secret = Sensitive::new(Sensitive::MASK);
+        accounts
+    }
+
+    fn read(get: &impl Fn(&str) -> Option<String>) -> Self {
+        let text = |name: &str, default: &str| {
+            let value = get(name).map(|value| value.trim().to_owned());
+            value.filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned())
+        };
+        Self {
+            hcloud_token: Sensitive::new(text("HCLOUD_TOKEN", "")),
+            hcloud_endpoint: text("HCLOUD_ENDPOINT", HCLOUD_ENDPOINT),
+            tailscale: Credentials {
+                client_id: text("TAILSCALE_OAUTH_CLIENT_ID", ""),
+                client_secret: Sensitive::new(text("TAILSCALE_OAUTH_CLIENT_SECRET", "")),
+            },
+            tailnet: text("TAILSCALE_TAILNET", TAILNET),
+            tailscale_api_url: text("TAILSCALE_API_URL", TAILSCALE_API_URL),
+        }
+    }
 }
 
 /// What `serve` cannot start without, or cannot read; one line each.
@@ -228,5 +333,34 @@ mod tests {
         ]);
         let error = Config::from_env(env(&pairs)).map(|_| ()).unwrap_err();
         assert_eq!(error.0.len(), 3, "{error}");
+    }
+
+    #[test]
+    fn accounts_come_from_the_environment_and_hide_their_secrets() {
+        let error = CloudAccounts::from_env(|_| None).map(|_| ()).unwrap_err();
+        assert_eq!(error.0.len(), 3, "{error}");
+        let pairs = [
+            ("HCLOUD_TOKEN", "hunter2\n"),
+            ("TAILSCALE_OAUTH_CLIENT_ID", "k1"),
+            ("TAILSCALE_OAUTH_CLIENT_SECRET", "hunter3"),
+        ];
+        let accounts = CloudAccounts::from_env(env(&pairs)).unwrap();
+        assert_eq!(accounts.hcloud_token.expose(), "hunter2");
+        assert_eq!(accounts.hcloud_endpoint, "https://api.hetzner.cloud/v1");
+        assert_eq!(accounts.tailscale_api_url, "https://api.tailscale.com");
+        assert_eq!(accounts.tailnet, "-");
+        let masked = CloudAccounts::masked(env(&pairs));
+        for shown in [format!("{accounts:?}"), format!("{masked:?}")] {
+            assert!(!shown.contains("hunter"), "{shown}");
+        }
+        assert_eq!(masked.hcloud_token.expose(), Sensitive::MASK);
+    }
+
+    #[test]
+    fn servers_are_by_default_what_the_contract_says() {
+        let shape = ServerShape::default();
+        assert_eq!(shape.server_type, "cpx11");
+        assert_eq!(shape.image, "ubuntu-24.04");
+        assert_eq!(shape.tailscale_tags, ["tag:agent"]);
     }
 }

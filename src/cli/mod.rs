@@ -9,6 +9,7 @@ mod rehearse;
 mod serve;
 mod token;
 mod user;
+mod vm;
 mod watch;
 
 use std::process::ExitCode;
@@ -47,6 +48,9 @@ enum Command {
     /// Make people's accounts
     #[command(subcommand)]
     User(user::Command),
+    /// Make, undo or list the servers of attempts
+    #[command(subcommand)]
+    Vm(vm::Command),
     /// Play a workflow: the same signed callbacks, but no server is built
     Rehearse(rehearse::Args),
 }
@@ -58,7 +62,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("milepost: {error:#}");
-            ExitCode::FAILURE
+            vm::exit_code(&error)
         }
     }
 }
@@ -74,6 +78,7 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Jobs(command) => jobs::run(command).await,
         Command::Token(command) => token::run(command).await,
         Command::User(command) => user::run(command).await,
+        Command::Vm(command) => vm::run(command).await,
         Command::Rehearse(args) => rehearse::run(args).await,
     }
 }

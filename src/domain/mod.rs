@@ -4,6 +4,8 @@
 
 pub mod agent;
 pub mod job;
+pub mod server;
 
 pub use agent::AgentCommand;
 pub use job::{JobAnswer, JobCommand, Limits, QueueState};
+pub use server::{AttemptId, ServerIdentity};

@@ -5,6 +5,7 @@
 //! the version that was read, so of two workers one is refused by the log itself.
 
 pub mod dispatch;
+pub mod servers;
 
 use std::sync::Arc;
 use std::time::Duration;
