@@ -1,0 +1,3 @@
+//! Clients of outside services: a struct with a base URL each; they know no domain.
+
+pub mod github;
