@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::clients::github::Github;
 use crate::config::Config;
 use crate::execute::JobCache;
 use crate::intake::Redactor;
@@ -31,6 +32,8 @@ pub struct App {
     pub views: Views,
     /// What must not be stored.
     pub redactor: Redactor,
+    /// GitHub Actions.
+    pub github: Github,
     /// What operators watch.
     pub metrics: Arc<Metrics>,
     /// Says when to end.
@@ -57,6 +60,7 @@ impl App {
             hub: Hub::new(log.feed().head()),
             views: Views::new(database),
             redactor: Redactor::new(config.secrets()),
+            github: Github::new(config.github.settings.clone()),
             log,
             metrics,
             shutdown,

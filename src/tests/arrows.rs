@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 /// may name it; nothing names `cli`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("accounts", &["log"]),
-    ("config", &["domain", "intake"]),
+    ("clients", &[]),
+    ("config", &["clients", "domain", "intake"]),
     ("domain", &[]),
     ("execute", &["app", "domain", "log"]),
     ("intake", &[]),
@@ -19,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("push", &["app", "execute", "log", "views"]),
     ("telemetry", &[]),
     ("views", &["app", "execute", "log", "metrics"]),
-    ("work", &["app", "config", "domain", "execute", "log"]),
+    ("work", &["app", "clients", "config", "domain", "execute", "log"]),
     (
         "http",
         &[

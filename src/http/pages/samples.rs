@@ -201,7 +201,14 @@ impl Story {
         let run_after = now() + SignedDuration::from_secs(42);
         self.tell(
             ago,
-            &Event::from(WorkflowDispatchFailed { job_id, agent_id, attempt, reason, run_after }),
+            &Event::from(WorkflowDispatchFailed {
+                job_id,
+                agent_id,
+                attempt,
+                reason,
+                run_after,
+                unresolved: false,
+            }),
         );
         self
     }
