@@ -450,7 +450,8 @@ fn credentials(settings: &Settings) -> Result<Credentials, String> {
         (None, (Some(id), Some(installation), Some(key))) => {
             match (installation.parse(), read_key(&key)) {
                 (Ok(installation_id), Some(key)) => {
-                    credentials = Some(Credentials::App { id, installation_id, key: Box::new(key) });
+                    credentials =
+                        Some(Credentials::App { id, installation_id, key: Box::new(key) });
                 }
                 (Err(_), _) => wrong.push("MILEPOST_GITHUB_APP_INSTALLATION_ID is no number"),
                 (_, None) => wrong.push("MILEPOST_GITHUB_APP_PRIVATE_KEY is no RSA key in PEM"),

@@ -499,8 +499,7 @@ fn dispatch_failed(
         return JobDecision::nothing();
     }
     let (job_id, agent_id) = (job.id, job.agent_id);
-    let event =
-        WorkflowDispatchFailed { job_id, agent_id, attempt, reason, run_after, unresolved };
+    let event = WorkflowDispatchFailed { job_id, agent_id, attempt, reason, run_after, unresolved };
     JobDecision::applied(vec![event.into()], Some((QueueState::Queued, run_after)))
 }
 

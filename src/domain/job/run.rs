@@ -5,9 +5,7 @@ use jiff::Timestamp;
 use milepost_projections::Job;
 use milepost_projections::job::{AttemptState, JobStatus};
 use milepost_schemas::Attempt;
-use milepost_schemas::event::{
-    WORKFLOW_FAILED, WorkflowRunCancelRequested, WorkflowRunObserved,
-};
+use milepost_schemas::event::{WORKFLOW_FAILED, WorkflowRunCancelRequested, WorkflowRunObserved};
 
 use super::{JobDecision, Limits, REASON_BYTES_MAX, dispatched, last_words, run_ended, succeed};
 
