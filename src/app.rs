@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clients;
+use crate::clients::github::Github;
 use crate::config::Config;
 use crate::execute::JobCache;
 use crate::intake::Redactor;
@@ -34,6 +35,8 @@ pub struct App {
     pub views: Views,
     /// What must not be stored.
     pub redactor: Redactor,
+    /// GitHub Actions.
+    pub github: Github,
     /// What operators watch.
     pub metrics: Arc<Metrics>,
     /// Says when to end.
@@ -60,6 +63,7 @@ impl App {
             hub: Hub::new(log.feed().head()),
             views: Views::new(database),
             redactor: Redactor::new(config.secrets()),
+            github: Github::new(config.github.settings.clone()),
             log,
             metrics,
             shutdown,

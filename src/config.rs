@@ -1,13 +1,16 @@
 //! Every setting, its environment name and its default. Secrets have no default.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use jiff::SignedDuration;
 
 use crate::clients::Sensitive;
+use crate::clients::github;
 use crate::clients::hetzner::HCLOUD_ENDPOINT;
 use crate::clients::tailscale::{Credentials, TAILNET, TAILSCALE_API_URL};
 use crate::domain::Limits;
+use crate::domain::job::LISTS_RUNS;
 use crate::intake::github::{Rules, Secret};
 
 /// Who runs attempts.
@@ -17,6 +20,8 @@ pub enum Dispatcher {
     None,
     /// A child process that plays the workflow over real HTTP; builds no server.
     Rehearsal,
+    /// GitHub Actions run the workflow `provision-agent.yml`.
+    Github,
 }
 
 impl Dispatcher {
@@ -25,6 +30,7 @@ impl Dispatcher {
         match self {
             Self::None => None,
             Self::Rehearsal => Some("rehearsal"),
+            Self::Github => Some(LISTS_RUNS),
         }
     }
 }
@@ -51,8 +57,10 @@ pub struct Config {
     pub rules: Rules,
     /// `MILEPOST_REDACT`: further secrets, separated by commas, that must never enter the log.
     pub redact: Vec<String>,
-    /// `MILEPOST_DISPATCHER`: `none` or `rehearsal`.
+    /// `MILEPOST_DISPATCHER`: `none`, `rehearsal` or `github`.
     pub dispatcher: Dispatcher,
+    /// `MILEPOST_GITHUB_…`: see [`Github`]. Looked at when a job is dispatched, not before.
+    pub github: Github,
     /// `MILEPOST_RETRY_DELAYS`, `MILEPOST_SILENCE`, `MILEPOST_ATTEMPT`, `MILEPOST_LEASE`, in
     /// seconds; the defaults are the product's promise (60,300,900; 900; 1800; 120).
     pub limits: Limits,
@@ -160,6 +168,68 @@ impl CloudAccounts {
     }
 }
 
+/// How GitHub Actions are used. None of it is looked at before a job is to be dispatched: what is
+/// missing then keeps the job waiting, with the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Github {
+    /// Where the workflow is and how to get at it: `MILEPOST_GITHUB_REPOSITORY` (`owner/name`);
+    /// `MILEPOST_GITHUB_TOKEN`, or of a GitHub App `MILEPOST_GITHUB_APP_ID`,
+    /// `MILEPOST_GITHUB_APP_INSTALLATION_ID` and `MILEPOST_GITHUB_APP_PRIVATE_KEY` (PEM);
+    /// `MILEPOST_GITHUB_API_URL`, default `https://api.github.com`; `MILEPOST_GITHUB_WORKFLOW`,
+    /// default `provision-agent.yml`; `MILEPOST_GITHUB_REF`, default `main`.
+    pub settings: github::Settings,
+    /// `MILEPOST_GITHUB_SETTLE`, in seconds, default 60: how long a run is looked for whose
+    /// dispatch nobody answered. Well below the lease of a claim.
+    pub settle: Duration,
+    /// `MILEPOST_GITHUB_POLL`, in seconds, default 30: how often GitHub is asked for the runs of
+    /// jobs under way. Two requests a minute, of 5,000 an hour.
+    pub poll: Duration,
+    /// `MILEPOST_GITHUB_BACK_OFF`, in seconds, default 10: how long a job waits after its first
+    /// dispatch that was refused; twice as long after each further one, up to 10 minutes.
+    pub back_off: Duration,
+}
+
+impl Default for Github {
+    fn default() -> Self {
+        Self::from_env(&|_| None)
+    }
+}
+
+impl Github {
+    /// Reads the settings; a time that is none counts as not given.
+    pub fn from_env(get: &impl Fn(&str) -> Option<String>) -> Self {
+        let given = |name: &str| get(name).filter(|value| !value.is_empty());
+        let or = |name: &str, default: &str| given(name).unwrap_or_else(|| default.to_owned());
+        let seconds = |name: &str, default: Duration| {
+            let seconds = given(name).and_then(|text| text.parse().ok());
+            seconds.and_then(|it| Duration::try_from_secs_f64(it).ok()).unwrap_or(default)
+        };
+        let settings = github::Settings {
+            api_url: or("MILEPOST_GITHUB_API_URL", github::API_URL)
+                .trim_end_matches('/')
+                .to_owned(),
+            repository: given("MILEPOST_GITHUB_REPOSITORY"),
+            workflow: or("MILEPOST_GITHUB_WORKFLOW", github::WORKFLOW),
+            reference: or("MILEPOST_GITHUB_REF", github::REFERENCE),
+            token: given("MILEPOST_GITHUB_TOKEN"),
+            app_id: given("MILEPOST_GITHUB_APP_ID"),
+            app_installation_id: given("MILEPOST_GITHUB_APP_INSTALLATION_ID"),
+            app_private_key: given("MILEPOST_GITHUB_APP_PRIVATE_KEY"),
+            timeout: seconds("MILEPOST_GITHUB_TIMEOUT", github::ANSWER_TIMEOUT),
+        };
+        Self {
+            settings,
+            settle: seconds("MILEPOST_GITHUB_SETTLE", Duration::from_secs(60)),
+            poll: seconds("MILEPOST_GITHUB_POLL", Duration::from_secs(30)),
+            back_off: seconds("MILEPOST_GITHUB_BACK_OFF", Duration::from_secs(10)),
+        }
+    }
+
+    fn secrets(&self) -> impl Iterator<Item = &str> {
+        [&self.settings.token, &self.settings.app_private_key].into_iter().flatten().map(|it| &**it)
+    }
+}
+
 /// What `serve` cannot start without, or cannot read; one line each.
 #[derive(Debug, thiserror::Error)]
 #[error("these settings are missing or wrong:\n{}", .0.iter().map(|it| format!("  {it}")).collect::<Vec<_>>().join("\n"))]
@@ -188,8 +258,11 @@ impl Config {
         let dispatcher = match get("MILEPOST_DISPATCHER").as_deref() {
             None | Some("none") => Dispatcher::None,
             Some("rehearsal") => Dispatcher::Rehearsal,
+            Some("github") => Dispatcher::Github,
             Some(other) => {
-                wrong.push(format!("MILEPOST_DISPATCHER: {other} is neither none nor rehearsal"));
+                wrong.push(format!(
+                    "MILEPOST_DISPATCHER: {other} is neither none, rehearsal nor github"
+                ));
                 Dispatcher::None
             }
         };
@@ -217,6 +290,7 @@ impl Config {
                 rules,
                 redact,
                 dispatcher,
+                github: Github::from_env(&get),
                 limits,
             }),
             _ => Err(ConfigError(wrong)),
@@ -240,7 +314,8 @@ impl Config {
 
     /// Everything that must never enter the log.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
-        self.callback_secrets.iter().chain(&self.redact).map(String::as_str)
+        let own = self.callback_secrets.iter().chain(&self.redact).map(String::as_str);
+        own.chain(self.github.secrets())
     }
 }
 

@@ -141,7 +141,9 @@ impl Board {
             | Event::JobFailed(_)
             | Event::JobRetried(_)
             | Event::JobCancelled(_)
-            | Event::LateCallbackRecorded(_) => {
+            | Event::LateCallbackRecorded(_)
+            | Event::WorkflowRunObserved(_)
+            | Event::WorkflowRunCancelRequested(_) => {
                 if self.job.as_ref().map(|job| job.id) == job_of(recorded.event) {
                     Job::apply(&mut self.job, recorded);
                 }
@@ -171,6 +173,8 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         Event::JobRetried(event) => event.agent_id,
         Event::JobCancelled(event) => event.agent_id,
         Event::LateCallbackRecorded(event) => event.agent_id,
+        Event::WorkflowRunObserved(event) => event.agent_id,
+        Event::WorkflowRunCancelRequested(event) => event.agent_id,
         Event::InstanceRequested(event) => Some(event.agent_id),
         Event::InstanceStarted(event) => Some(event.agent_id),
         Event::CallbackRejected(_) => None,

@@ -107,6 +107,24 @@ pub struct AttemptState {
     pub failure: Option<Failure>,
     /// When the next one begins, where this one failed and there is one.
     pub retry_at: Option<Timestamp>,
+    /// What its dispatcher said of it.
+    #[serde(default)]
+    pub run: RunState,
+}
+
+/// What an attempt's dispatcher said of its dispatch and of its run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunState {
+    /// How often its dispatch was put off.
+    pub refusals: u32,
+    /// Whether a dispatch may have been taken whose answer nobody has.
+    pub unresolved: bool,
+    /// Which time the run runs, and where it was seen last.
+    pub seen: Option<(u32, String)>,
+    /// How often its dispatcher was asked to end it.
+    pub cancel_requests: u32,
+    /// Whether it said that it will.
+    pub cancel_accepted: bool,
 }
 
 impl AttemptState {
@@ -122,6 +140,7 @@ impl AttemptState {
             ended_at: None,
             failure: None,
             retry_at: None,
+            run: RunState::default(),
         }
     }
 }
@@ -267,6 +286,7 @@ impl Job {
                 if event.workflow_run_id.is_some() {
                     attempt.workflow_run_id.clone_from(&event.workflow_run_id);
                 }
+                attempt.run.unresolved = false;
                 self.lease_until = None;
             }
             Event::WorkflowDispatchFailed(event) => {
@@ -277,6 +297,8 @@ impl Job {
                 let attempt = self.current();
                 attempt.started_at = None;
                 attempt.heard_at = None;
+                attempt.run.refusals += 1;
+                attempt.run.unresolved = event.unresolved;
                 if event.attempt == Attempt::FIRST {
                     self.started_at = None;
                 }
@@ -324,6 +346,18 @@ impl Job {
                 let step = event.step.as_deref();
                 self.remember(recorded, event.attempt, &event.kind, step, Some(event.reason));
             }
+            Event::WorkflowRunObserved(event) => {
+                if let Some(attempt) = self.numbered(event.attempt) {
+                    attempt.run.seen = Some((event.run_attempt, event.status.clone()));
+                    attempt.workflow_run_id.get_or_insert_with(|| event.workflow_run_id.clone());
+                }
+            }
+            Event::WorkflowRunCancelRequested(event) => {
+                if let Some(attempt) = self.numbered(event.attempt) {
+                    attempt.run.cancel_requests += 1;
+                    attempt.run.cancel_accepted |= event.accepted;
+                }
+            }
             Event::JobQueued(_)
             | Event::AgentCreated(_)
             | Event::ProvisioningRequested(_)
@@ -369,6 +403,10 @@ impl Job {
 
     fn current(&mut self) -> &mut AttemptState {
         self.attempts.last_mut().expect("a job begins with its first attempt")
+    }
+
+    fn numbered(&mut self, number: Attempt) -> Option<&mut AttemptState> {
+        self.attempts.iter_mut().find(|attempt| attempt.number == number)
     }
 
     fn hear(&mut self, at: Timestamp) {
@@ -489,6 +527,8 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         Event::JobRetried(event) => Some(event.job_id),
         Event::JobCancelled(event) => Some(event.job_id),
         Event::LateCallbackRecorded(event) => Some(event.job_id),
+        Event::WorkflowRunObserved(event) => Some(event.job_id),
+        Event::WorkflowRunCancelRequested(event) => Some(event.job_id),
         Event::AgentCreated(_)
         | Event::ProvisioningRequested(_)
         | Event::AgentActivated(_)

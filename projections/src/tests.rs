@@ -9,6 +9,7 @@ use milepost_schemas::event::{
     LateCallbackRecorded, NotApplied, Outcome, ProvisioningEnded, ProvisioningRequested,
     ProvisioningStarted, ProvisioningStepRecorded, Retry, Server, WORKFLOW_FAILED,
     WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+    WorkflowRunCancelRequested, WorkflowRunObserved,
 };
 use milepost_schemas::{AgentId, Attempt, Event, EventType, InstanceId, JobId, Position, StreamId};
 use proptest::collection::vec;
@@ -257,6 +258,28 @@ fn any_event() -> impl Strategy<Value = Event> {
                     attempt,
                     reason: step,
                     run_after: at(second_at),
+                    unresolved: flag,
+                }
+                .into(),
+                EventType::WorkflowRunObserved => WorkflowRunObserved {
+                    job_id,
+                    agent_id: Some(agent_id),
+                    node_id: None,
+                    attempt,
+                    workflow_run_id: step,
+                    run_attempt: attempt.0,
+                    status: "completed".into(),
+                    conclusion: word,
+                }
+                .into(),
+                EventType::WorkflowRunCancelRequested => WorkflowRunCancelRequested {
+                    job_id,
+                    agent_id: Some(agent_id),
+                    node_id: None,
+                    attempt,
+                    workflow_run_id: step,
+                    accepted: flag,
+                    detail: word,
                 }
                 .into(),
                 EventType::ProvisioningStarted => ProvisioningStarted {

@@ -141,7 +141,7 @@ events! {
     /// The dispatcher took the attempt.
     WorkflowDispatched = 12 v 1,
     /// The dispatcher did not take it; the job waits again.
-    WorkflowDispatchFailed = 13 v 1,
+    WorkflowDispatchFailed = 13 v 2,
     /// The workflow's *started* callback.
     ProvisioningStarted = 14 v 1,
     /// The workflow's *step* callback.
@@ -158,6 +158,10 @@ events! {
     JobCancelled = 20 v 1,
     /// A callback that came after its job or its attempt had ended.
     LateCallbackRecorded = 21 v 1,
+    /// The dispatcher's word on an attempt's run.
+    WorkflowRunObserved = 25 v 1,
+    /// The dispatcher was asked to end a run that nobody wants any more.
+    WorkflowRunCancelRequested = 26 v 1,
     /// An instance was planned.
     InstanceRequested = 30 v 1,
     /// The instance's server runs.
@@ -310,6 +314,56 @@ pub struct WorkflowDispatchFailed {
     pub reason: String,
     /// When it is tried again.
     pub run_after: Timestamp,
+    /// Whether it may have been taken all the same: then its run is looked for first. Version 1
+    /// knew definite refusals only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unresolved: bool,
+}
+
+/// The dispatcher's word on an attempt's run: it waits, works, or is completed. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkflowRunObserved {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent, where it changes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node, where it changes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// The run.
+    pub workflow_run_id: String,
+    /// From 1; higher when somebody ran it again.
+    pub run_attempt: u32,
+    /// Where it is, in the dispatcher's words: `completed` is its end.
+    pub status: String,
+    /// How it ended, in the dispatcher's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conclusion: Option<String>,
+}
+
+/// The dispatcher was asked to end a run that nobody wants any more. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkflowRunCancelRequested {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent, where it changes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node, where it changes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// The run.
+    pub workflow_run_id: String,
+    /// Whether the dispatcher took the request.
+    pub accepted: bool,
+    /// Why not, in the dispatcher's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// The workflow's *started* callback. Stream: the job.

@@ -95,8 +95,10 @@ async fn start(
     let mut config = config(args, database_url, &secrets)?;
     let listener = listen(&config)?;
     config.listen = listener.local_addr()?;
-    config.public_url = config.loopback_url();
-    let url = config.public_url.clone();
+    let url = config.loopback_url();
+    // A tunnel: GitHub's machines have to reach this one.
+    let public_url = std::env::var("MILEPOST_PUBLIC_URL").ok().filter(|url| !url.is_empty());
+    config.public_url = public_url.unwrap_or_else(|| url.clone());
     accounts::set_password(&database, Clock.id(), ADMIN_EMAIL, &secrets.admin_password).await?;
     accounts::set_token(&database, ADMIN_TOKEN_NAME, &secrets.admin_token).await?;
     let link = accounts::make_link(&database, ADMIN_EMAIL, Clock.now()).await?;
@@ -125,6 +127,7 @@ fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<
         callback_secrets,
         redact: vec![secrets.admin_password.clone(), secrets.admin_token.clone()],
         dispatcher: args.dispatcher,
+        github: config::Github::from_env(&|name| std::env::var(name).ok()),
         limits,
     })
 }
@@ -186,6 +189,7 @@ fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) {
         Dispatcher::Rehearsal => {
             "jobs are rehearsed: signed callbacks over HTTP, no server is built"
         }
+        Dispatcher::Github => "jobs are run by GitHub Actions, and build real servers",
         Dispatcher::None => "jobs wait for callbacks from elsewhere",
     };
     println!(

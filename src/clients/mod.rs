@@ -6,6 +6,7 @@
 
 mod call;
 mod error;
+pub mod github;
 pub mod hetzner;
 mod retry;
 mod sensitive;

@@ -4,6 +4,9 @@
 //! every authentic callback becomes an event whether or not it changes anything.
 
 mod ends;
+mod run;
+
+pub use run::{CANCEL_REQUESTS_MAX, RunSeen, unwanted};
 
 use std::sync::Arc;
 
@@ -24,6 +27,13 @@ pub const ERROR_BYTES_MAX: usize = 10 * 1024;
 
 /// The bytes of a reason given for a cancellation.
 pub const REASON_BYTES_MAX: usize = 1_000;
+
+/// The dispatcher that can be asked for its runs. With any other, what was under way when its
+/// worker vanished is lost.
+pub const LISTS_RUNS: &str = "github";
+
+/// The code of an attempt that nobody can say was dispatched.
+const DISPATCH_LOST: &str = "DISPATCH_LOST";
 
 /// How long things may take. The defaults are the product's promise; tests shorten them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +95,24 @@ pub enum JobCommand {
         reason: String,
         /// Before it is tried again.
         delay: SignedDuration,
+        /// Whether it may have been taken all the same.
+        unresolved: bool,
+    },
+    /// The dispatcher's answer was lost, and it knows no such run: the attempt has failed.
+    DispatchLost {
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// The dispatcher's word on a run of an attempt.
+    ObserveRun(RunSeen),
+    /// The dispatcher was asked to end a run.
+    RecordRunCancel {
+        /// The attempt.
+        attempt: Attempt,
+        /// The run.
+        workflow_run_id: String,
+        /// Why it did not take the request; `None` when it did.
+        refusal: Option<String>,
     },
     /// The attempt's run is over; was it all it had to say?
     RunEnded {
@@ -192,8 +220,13 @@ pub fn decide(
         JobCommand::Dispatched { attempt, workflow_run_id, run_url } => {
             Ok(dispatched(job, attempt, workflow_run_id, run_url, now, limits))
         }
-        JobCommand::DispatchFailed { attempt, reason, delay } => {
-            Ok(dispatch_failed(job, attempt, reason, now + delay))
+        JobCommand::DispatchFailed { attempt, reason, delay, unresolved } => {
+            Ok(dispatch_failed(job, attempt, reason, now + delay, unresolved))
+        }
+        JobCommand::DispatchLost { attempt } => Ok(dispatch_lost(job, attempt, now, limits)),
+        JobCommand::ObserveRun(seen) => Ok(run::observe(job, seen, now, limits)),
+        JobCommand::RecordRunCancel { attempt, workflow_run_id, refusal } => {
+            Ok(run::record_cancel(job, attempt, workflow_run_id, refusal))
         }
         JobCommand::RunEnded { attempt, how } => Ok(run_ended(job, attempt, &how, now, limits)),
         JobCommand::Tick => Ok(tick(job, now, limits)),
@@ -428,6 +461,14 @@ fn dispatched(
     if job.status.is_ended() || job.attempt().number != attempt {
         return JobDecision::nothing();
     }
+    // Whoever looks for a run may find what another has found.
+    let known = job.attempt();
+    let news = job.lease_until.is_some()
+        || workflow_run_id.is_some() && known.workflow_run_id.is_none()
+        || run_url.is_some() && known.run_url.is_none();
+    if !news {
+        return JobDecision::nothing();
+    }
     let (agent_id, node_id) = job.subject.ids();
     let event =
         WorkflowDispatched { job_id: job.id, agent_id, node_id, attempt, workflow_run_id, run_url };
@@ -442,13 +483,32 @@ fn dispatch_failed(
     attempt: Attempt,
     reason: String,
     run_after: Timestamp,
+    unresolved: bool,
 ) -> JobDecision {
     if job.status != JobStatus::Dispatching || job.attempt().number != attempt {
         return JobDecision::nothing();
     }
     let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
-    let event = WorkflowDispatchFailed { job_id, agent_id, node_id, attempt, reason, run_after };
+    let event = WorkflowDispatchFailed {
+        job_id,
+        agent_id,
+        node_id,
+        attempt,
+        reason,
+        run_after,
+        unresolved,
+    };
     JobDecision::applied(vec![event.into()], Some((QueueState::Queued, run_after)))
+}
+
+/// The attempt is not dispatched again: that its run is not listed does not prove that there is
+/// none. The next attempt's number makes the gate stop this one, should it begin after all.
+fn dispatch_lost(job: &Job, attempt: Attempt, now: Timestamp, limits: &Limits) -> JobDecision {
+    if job.status != JobStatus::Dispatching || job.attempt().number != attempt {
+        return JobDecision::nothing();
+    }
+    let message = "The dispatcher's answer was lost, and it lists no such run".to_owned();
+    fail(job, overdue(job, DISPATCH_LOST, message), now, limits)
 }
 
 fn run_ended(
@@ -480,7 +540,10 @@ fn tick(job: &Job, now: Timestamp, limits: &Limits) -> JobDecision {
         },
         JobStatus::Dispatching if job.lease_until.is_some_and(|until| until <= now) => {
             let message = "The worker that was to start the workflow vanished".to_owned();
-            fail(job, overdue(job, "DISPATCH_LOST", message), now, limits)
+            if attempt.dispatcher.as_deref() == Some(LISTS_RUNS) {
+                return dispatch_failed(job, attempt.number, message, now, true);
+            }
+            fail(job, overdue(job, DISPATCH_LOST, message), now, limits)
         }
         JobStatus::Dispatching | JobStatus::Running => {
             let (started, heard) = (attempt.started_at, attempt.heard_at);

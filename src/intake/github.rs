@@ -88,6 +88,9 @@ pub enum IntakeError {
     /// 400.
     #[error(transparent)]
     Body(#[from] CallbackError),
+    /// 400: not the webhook its header says it is.
+    #[error("the body is no workflow_run: {0}")]
+    Webhook(String),
     /// 400: a delivery id nobody could store.
     #[error("a delivery id has at most {DELIVERY_ID_BYTES_MAX} bytes")]
     DeliveryId,
@@ -134,7 +137,7 @@ pub fn verify(
     Ok(Verified { value: callback, evidence })
 }
 
-fn require_json(headers: &HeaderMap) -> Result<(), IntakeError> {
+pub(super) fn require_json(headers: &HeaderMap) -> Result<(), IntakeError> {
     let media_type = headers.get("content-type").and_then(|value| value.to_str().ok());
     let essence = media_type.map(|value| value.split(';').next().unwrap_or_default().trim());
     match essence {
@@ -143,10 +146,10 @@ fn require_json(headers: &HeaderMap) -> Result<(), IntakeError> {
     }
 }
 
-struct Signed {
+pub(super) struct Signed {
     form: SignatureForm,
-    key_id: String,
-    signature: String,
+    pub(super) key_id: String,
+    pub(super) signature: String,
     id: Option<String>,
     at: Option<i64>,
 }
@@ -176,6 +179,11 @@ fn check_signature(
             "X-Signature is accepted no more: sign as Standard Webhooks",
         ));
     }
+    check_hex(rules, value, body)
+}
+
+/// Checks a hex signature over the body itself.
+pub(super) fn check_hex(rules: &Rules, value: &str, body: &[u8]) -> Result<Signed, IntakeError> {
     let digits = value.trim();
     let digits = digits.strip_prefix("sha256=").unwrap_or(digits);
     let given = hex::decode(digits)

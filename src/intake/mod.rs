@@ -3,6 +3,7 @@
 
 pub mod github;
 mod redact;
+pub mod workflow_run;
 
 pub use redact::Redactor;
 

@@ -3,9 +3,12 @@
 
 mod arrows;
 mod browser;
+mod doubles;
 mod faults;
+mod github_dispatch;
 mod harness;
 mod postgres;
 mod rehearsal;
 mod routes;
 mod workflow;
+mod workflow_file;

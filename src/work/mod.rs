@@ -5,6 +5,7 @@
 //! the version that was read, so of two workers one is refused by the log itself.
 
 pub mod dispatch;
+pub mod runs;
 pub mod servers;
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use milepost_schemas::{JobId, Metadata};
 use tokio::sync::Semaphore;
 
 use crate::app::App;
-use crate::config::DISPATCHES_AT_ONCE;
+use crate::config::{DISPATCHES_AT_ONCE, Dispatcher};
 use crate::domain::job::deadline;
 use crate::domain::{JobAnswer, JobCommand};
 use crate::execute::{self, ExecuteError};
@@ -39,6 +40,9 @@ const LOOK_AGAIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 
 /// Starts the worker of this process; until shutdown.
 pub fn start(app: Arc<App>, worker: String) {
+    if app.config.dispatcher == Dispatcher::Github {
+        runs::start(Arc::clone(&app));
+    }
     tokio::spawn(async move {
         let shutdown = app.shutdown.clone();
         let places = Arc::new(Semaphore::new(DISPATCHES_AT_ONCE));

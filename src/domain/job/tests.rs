@@ -131,7 +131,8 @@ fn dispatched(attempt: u32, run: Option<&str>) -> JobCommand {
 
 fn dispatch_failed(attempt: u32) -> JobCommand {
     let (attempt, delay) = (Attempt(attempt), SignedDuration::from_secs(30));
-    JobCommand::DispatchFailed { attempt, reason: "GitHub answered 403".into(), delay }
+    let reason = "GitHub answered 403".into();
+    JobCommand::DispatchFailed { attempt, reason, delay, unresolved: false }
 }
 
 fn run_ended(attempt: u32) -> JobCommand {

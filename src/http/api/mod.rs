@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod session;
 pub mod streams;
 pub mod webhooks;
+pub mod workflow_runs;
 
 use axum::extract::{FromRequestParts, Path, Request};
 use axum::http::header;

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
 use milepost_schemas::event::{CallbackRejected, NotApplied};
 use milepost_schemas::{Callback, CallbackKind, JobId, Metadata, Position, StreamId};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::workflow_runs;
 use crate::app::App;
 use crate::domain::{JobAnswer, JobCommand};
 use crate::execute::{self, ExecuteError, command_deadline};
@@ -16,6 +18,7 @@ use crate::http::problem::Problem;
 use crate::http::read_body;
 use crate::intake::Verified;
 use crate::intake::github::{BODY_BYTES_MAX, IntakeError, verify};
+use crate::intake::workflow_run::EVENT_HEADER;
 use crate::log::{AppendError, Decision, Expected};
 use crate::metrics::CallbackLabels;
 
@@ -38,10 +41,10 @@ pub struct Received {
 /// # Errors
 /// 400, 401, 413, 415: nothing is recorded. 409: the gate for a *started* of an attempt that is
 /// over; it is recorded. 503: the log cannot be written; send it again.
-pub async fn github(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Json<Received>, Problem> {
+pub async fn github(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    if request.headers().contains_key(EVENT_HEADER) {
+        return workflow_runs::take(&app, request).await;
+    }
     let headers = request.headers().clone();
     let body = read_body(request, BODY_BYTES_MAX).await?;
     let now = app.clock.now();
@@ -60,18 +63,26 @@ pub async fn github(
             .with("reason", over.as_str())
             .with("position", position.0));
     }
-    let applied = reason.is_none();
-    Ok(Json(Received { received: true, applied, position, reason: reason.map(NotApplied::as_str) }))
+    Ok(Json(Received::new(position, reason.map(NotApplied::as_str))).into_response())
 }
 
-fn refuse(app: &App, error: &IntakeError) -> Problem {
+impl Received {
+    /// The answer for an event at a place of the log; with a reason it changed nothing.
+    pub(super) fn new(position: Position, reason: Option<&'static str>) -> Self {
+        Self { received: true, applied: reason.is_none(), position, reason }
+    }
+}
+
+pub(super) fn refuse(app: &App, error: &IntakeError) -> Problem {
     match error {
         IntakeError::NotJson => Problem::not_json(),
         IntakeError::Unauthorised(why) => {
             app.metrics.callbacks_unauthorised.inc();
             Problem::unauthorised(*why)
         }
-        IntakeError::Body(_) | IntakeError::DeliveryId => Problem::bad_request(error.to_string()),
+        IntakeError::Body(_) | IntakeError::Webhook(_) | IntakeError::DeliveryId => {
+            Problem::bad_request(error.to_string())
+        }
     }
 }
 

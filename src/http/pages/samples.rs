@@ -211,6 +211,7 @@ impl Story {
                 attempt,
                 reason,
                 run_after,
+                unresolved: false,
             }),
         );
         self

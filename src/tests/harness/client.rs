@@ -57,6 +57,12 @@ impl Client {
         Answer { status, headers, body }
     }
 
+    /// Sends a request that no document describes; its status.
+    pub async fn raw_status(&self, request: RequestBuilder) -> u16 {
+        let request = request.build().unwrap();
+        self.http.execute(request).await.unwrap().status().as_u16()
+    }
+
     /// Writes bytes to the server and reads all it has to say, until it closes.
     pub async fn raw(&self, request: &[u8]) -> String {
         let mut socket = self.connect().await;

@@ -151,7 +151,12 @@ fn terminate(child: &Child) {
 }
 
 fn spawn(options: &Options, dir: &Path) -> Child {
-    let dispatcher = if options.rehearsal { "rehearsal" } else { "none" };
+    let asked = options.env.iter().find(|(name, _)| *name == "MILEPOST_DISPATCHER");
+    let dispatcher = match asked {
+        Some((_, dispatcher)) => dispatcher,
+        None if options.rehearsal => "rehearsal",
+        None => "none",
+    };
     let file = |name| {
         let mut options = std::fs::OpenOptions::new();
         options.create(true).append(true).open(dir.join(name)).unwrap()

@@ -1,7 +1,9 @@
 //! Dispatch: an attempt is claimed, then given to whoever runs it.
 
+mod github_actions;
 mod rehearsal;
 
+pub use github_actions::{BACK_OFF_MAX, find_run, run_name};
 pub use rehearsal::SECRET_VARIABLE;
 
 use std::sync::Arc;
@@ -22,6 +24,10 @@ pub struct AttemptOrder {
     job_id: JobId,
     subject: Subject,
     attempt: Attempt,
+    /// How often it was refused so far.
+    refusals: u32,
+    /// Whether it may have been dispatched before.
+    unresolved: bool,
 }
 
 /// Claims a queued job and has its attempt run. The claim is in the log before anything outside
@@ -43,10 +49,23 @@ pub async fn claim(
         Err(error) => return Err(error),
     }
     let Some(job) = execute::read_job(&app.log, job_id).await? else { return Ok(()) };
-    let order = AttemptOrder { job_id, attempt: job.attempt().number, subject: job.subject };
+    let order = AttemptOrder {
+        job_id,
+        attempt: job.attempt().number,
+        refusals: job.attempt().run.refusals,
+        unresolved: job.attempt().run.unresolved,
+        subject: job.subject,
+    };
     app.metrics.dispatches.inc();
     match app.config.dispatcher {
         Dispatcher::None => {}
+        Dispatcher::Github => {
+            let app = Arc::clone(app);
+            tokio::spawn(async move {
+                github_actions::run(&app, order).await;
+                drop(place);
+            });
+        }
         Dispatcher::Rehearsal => {
             let app = Arc::clone(app);
             tokio::spawn(async move {

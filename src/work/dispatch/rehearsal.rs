@@ -28,7 +28,12 @@ pub async fn run(app: &App, order: AttemptOrder) {
         Ok(child) => child,
         Err(error) => {
             let reason = format!("The rehearsal could not be started: {error}");
-            let command = JobCommand::DispatchFailed { attempt, reason, delay: RETRY_AFTER };
+            let command = JobCommand::DispatchFailed {
+                attempt,
+                reason,
+                delay: RETRY_AFTER,
+                unresolved: false,
+            };
             return tell(app, &order, command, metadata).await;
         }
     };

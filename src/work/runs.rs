@@ -1,0 +1,261 @@
+//! Follows the runs that GitHub works on: those that ended without a word, were cancelled or run
+//! again, and those that nobody wants any more.
+//!
+//! Every round is one look at the newest runs, whatever the number of jobs; runs that are not
+//! among them are asked for one by one. What is found goes through the same command as the
+//! `workflow_run` webhooks, so each finding is an event once. Nothing is kept but in the log: a
+//! process that starts finds what is to be cancelled among the runs.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use milepost_projections::{Job, JobStatus};
+use milepost_schemas::{Attempt, EventType, JobId, Metadata, Position};
+use tokio::time::Instant;
+
+use super::system;
+use crate::app::App;
+use crate::clients::github::{GithubError, RUNS_A_PAGE, Run};
+use crate::domain::JobCommand;
+use crate::domain::job::{RunSeen, unwanted};
+use crate::execute::{self, ExecuteError, JobOutcome};
+use crate::log::Since;
+
+/// Requests that are left to dispatches: below this, nobody asks how runs are doing.
+const QUOTA_RESERVED: u64 = 500;
+
+/// Pages of runs read in one round.
+const PAGES_MAX: usize = 3;
+
+/// Runs older than this are nobody's that waits: an attempt takes half an hour.
+const RUN_AGE_MAX: SignedDuration = SignedDuration::from_hours(2);
+
+/// Runs asked for one by one in one round.
+const RUNS_ASKED_MAX: usize = 20;
+
+/// Runs are followed for so long after the last job has ended: to see cancelled ones end.
+const FOLLOWED_AFTER: Duration = Duration::from_mins(15);
+
+/// The shortest time between two rounds, however many jobs are cancelled.
+const BREATH: Duration = Duration::from_secs(2);
+
+/// Follows runs until shutdown.
+pub fn start(app: Arc<App>) {
+    tokio::spawn(async move {
+        let shutdown = app.shutdown.clone();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = follow(&app) => {}
+        }
+    });
+}
+
+async fn follow(app: &App) {
+    let mut last_active = Instant::now();
+    let mut seen = app.log.feed().head();
+    loop {
+        match active_jobs(app).await {
+            Ok(active) => {
+                if !active.is_empty() {
+                    last_active = Instant::now();
+                }
+                if last_active.elapsed() < FOLLOWED_AFTER
+                    && let Err(error) = round(app, &active).await
+                {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "GitHub's runs cannot be followed now");
+                }
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "the queue cannot be read");
+            }
+        }
+        tokio::time::sleep(BREATH.min(app.config.github.poll)).await;
+        drop(tokio::time::timeout(app.config.github.poll, cancellation(app, &mut seen)).await);
+    }
+}
+
+/// Returns when a job is cancelled.
+async fn cancellation(app: &App, seen: &mut Position) {
+    let feed = app.log.feed();
+    let mut head = feed.watch();
+    loop {
+        match feed.since(*seen, usize::MAX) {
+            Since::Events(events) => {
+                *seen = events.last().map_or(*seen, |event| event.position);
+                if events.iter().any(|it| it.code == EventType::JobCancelled.code()) {
+                    return;
+                }
+            }
+            Since::Older(_) => {
+                *seen = feed.head();
+                return;
+            }
+        }
+        if head.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn active_jobs(app: &App) -> Result<HashSet<JobId>, ExecuteError> {
+    let client = app.log.database().get().await?;
+    let rows = client
+        .query("SELECT job_id FROM queue WHERE state IN ('dispatching', 'running')", &[])
+        .await
+        .map_err(crate::log::DatabaseError::from)?;
+    Ok(rows.iter().map(|row| JobId(row.get(0))).collect())
+}
+
+/// One look at GitHub's runs.
+///
+/// # Errors
+/// [`GithubError`] when GitHub does not say; the next round asks again.
+async fn round(app: &App, active: &HashSet<JobId>) -> Result<(), GithubError> {
+    let quota = app.github.quota();
+    let now = app.clock.now();
+    let scarce = quota.remaining.is_some_and(|left| left < QUOTA_RESERVED);
+    if scarce && quota.reset_at.is_some_and(|reset_at| now < reset_at) {
+        return Ok(());
+    }
+    let mut listed = HashSet::new();
+    for page in 1..=PAGES_MAX {
+        let runs = app.github.runs(page, now).await?;
+        let last = runs.len() < RUNS_A_PAGE
+            || runs.last().is_some_and(|run| run.created_at + RUN_AGE_MAX < now);
+        for run in &runs {
+            let Some((job_id, attempt)) = parse_name(&run.display_title) else { continue };
+            listed.insert(run.id.to_string());
+            let completed = run.status.as_deref() == Some("completed");
+            if !completed || active.contains(&job_id) {
+                look(app, job_id, seen(run, attempt)).await;
+            }
+        }
+        if last {
+            break;
+        }
+    }
+    ask_for_others(app, active, &listed).await
+}
+
+/// Asks for the runs of jobs under way that are not among the newest.
+async fn ask_for_others(
+    app: &App,
+    active: &HashSet<JobId>,
+    listed: &HashSet<String>,
+) -> Result<(), GithubError> {
+    let mut asked = 0;
+    for job_id in active {
+        let Ok(Some(job)) = execute::read_job(&app.log, *job_id).await else { continue };
+        let attempt = job.attempt();
+        let Some(id) = attempt.workflow_run_id.as_deref() else { continue };
+        if job.status != JobStatus::Running || listed.contains(id) || asked == RUNS_ASKED_MAX {
+            continue;
+        }
+        let Ok(number) = id.parse() else { continue };
+        asked += 1;
+        match app.github.run(number, app.clock.now()).await? {
+            Some(run) => look(app, *job_id, seen(&run, attempt.number)).await,
+            None => {
+                let how = "GitHub knows the run no more".to_owned();
+                let command = JobCommand::RunEnded { attempt: attempt.number, how };
+                tell(app, *job_id, command).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes what a run was seen to do, and ends it if nobody wants it.
+async fn look(app: &App, job_id: JobId, run: RunSeen) {
+    let outcome = observe(app, job_id, run.clone(), system(app, job_id)).await;
+    if let Err(error) = outcome {
+        if !matches!(error, ExecuteError::UnknownJob) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(%job_id, error, "a run cannot be looked at");
+        }
+        return;
+    }
+    let Ok(Some(job)) = execute::read_job(&app.log, job_id).await else { return };
+    if unwanted(&job, &run) {
+        cancel(app, &job, &run).await;
+    }
+}
+
+/// Tells a job what its run was seen to do.
+///
+/// # Errors
+/// [`ExecuteError`]: there is no such job, or the log cannot be written.
+pub async fn observe(
+    app: &App,
+    job_id: JobId,
+    run: RunSeen,
+    metadata: Metadata,
+) -> Result<JobOutcome, ExecuteError> {
+    execute::to_job(app, job_id, JobCommand::ObserveRun(run), metadata).await
+}
+
+async fn cancel(app: &App, job: &Job, run: &RunSeen) {
+    let Ok(id) = run.workflow_run_id.parse() else { return };
+    let refusal = match app.github.cancel(id, app.clock.now()).await {
+        Ok(()) => None,
+        // Nothing was asked: the next round does it, and this one is not counted.
+        Err(GithubError::Limited { .. } | GithubError::Unreachable(_)) => return,
+        Err(error) => Some(app.redactor.mask(&error.words()).into_owned()),
+    };
+    let workflow_run_id = run.workflow_run_id.clone();
+    let command = JobCommand::RecordRunCancel { attempt: run.attempt, workflow_run_id, refusal };
+    tell(app, job.id, command).await;
+}
+
+async fn tell(app: &App, job_id: JobId, command: JobCommand) {
+    if let Err(error) = execute::to_job(app, job_id, command, system(app, job_id)).await {
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(%job_id, error, "a run's state could not be recorded");
+    }
+}
+
+fn seen(run: &Run, attempt: Attempt) -> RunSeen {
+    RunSeen {
+        attempt,
+        workflow_run_id: run.id.to_string(),
+        run_url: Some(run.html_url.clone()),
+        run_attempt: run.run_attempt,
+        status: run.status.clone().unwrap_or_else(|| "unknown".to_owned()),
+        conclusion: run.conclusion.clone(),
+    }
+}
+
+/// The job and attempt in a run's name: `provision <job_id> attempt <n>`, and nothing else.
+pub fn parse_name(name: &str) -> Option<(JobId, Attempt)> {
+    let (job, attempt) = name.strip_prefix("provision ")?.split_once(" attempt ")?;
+    let parsed = (job.parse().ok()?, Attempt(attempt.parse().ok().filter(|it| *it > 0)?));
+    (super::dispatch::run_name(parsed.0, parsed.1) == name).then_some(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runs_name_tells_its_job_and_attempt_and_others_tell_nothing() {
+        let job: JobId = "0198f3b2-6a4e-7b22-9d14-2e7c5a9f3b02".parse().unwrap();
+        let name = crate::work::dispatch::run_name(job, Attempt(2));
+        assert_eq!(name, "provision 0198f3b2-6a4e-7b22-9d14-2e7c5a9f3b02 attempt 2");
+        assert_eq!(parse_name(&name), Some((job, Attempt(2))));
+        for other in [
+            "ci",
+            "",
+            "provision x attempt 1",
+            "provision 0198f3b2-6a4e-7b22-9d14-2e7c5a9f3b02 attempt 0",
+            "provision 0198f3b2-6a4e-7b22-9d14-2e7c5a9f3b02 attempt 01",
+            "provision 0198f3b2-6a4e-7b22-9d14-2e7c5a9f3b02 attempt 1 ",
+            "provision 0198F3B2-6A4E-7B22-9D14-2E7C5A9F3B02 attempt 1",
+        ] {
+            assert_eq!(parse_name(other), None, "{other}");
+        }
+    }
+}
