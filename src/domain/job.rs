@@ -478,6 +478,13 @@ fn dispatched(
     JobDecision::applied(vec![event.into()], queue)
 }
 
+/// Whether nobody knows yet what became of an attempt's dispatch. Its run may have spoken, or been
+/// found by somebody else, before its dispatcher says that there is none.
+fn awaits_dispatch(job: &Job, attempt: Attempt) -> bool {
+    let waits = job.status == JobStatus::Dispatching && job.lease_until.is_some();
+    waits && job.attempt().number == attempt
+}
+
 fn dispatch_failed(
     job: &Job,
     attempt: Attempt,
@@ -485,7 +492,7 @@ fn dispatch_failed(
     run_after: Timestamp,
     unresolved: bool,
 ) -> JobDecision {
-    if job.status != JobStatus::Dispatching || job.attempt().number != attempt {
+    if !awaits_dispatch(job, attempt) {
         return JobDecision::nothing();
     }
     let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
@@ -504,7 +511,7 @@ fn dispatch_failed(
 /// The attempt is not dispatched again: that its run is not listed does not prove that there is
 /// none. The next attempt's number makes the gate stop this one, should it begin after all.
 fn dispatch_lost(job: &Job, attempt: Attempt, now: Timestamp, limits: &Limits) -> JobDecision {
-    if job.status != JobStatus::Dispatching || job.attempt().number != attempt {
+    if !awaits_dispatch(job, attempt) {
         return JobDecision::nothing();
     }
     let message = "The dispatcher's answer was lost, and it lists no such run".to_owned();

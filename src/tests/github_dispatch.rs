@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::doubles::github::{Fault, Github, REPOSITORY};
-use crate::harness::{Client, Options, Server, text, wait_until};
+use crate::harness::{Client, Options, PATIENCE, Server, text, wait_until};
 
 /// Random fault placements.
 const PLACEMENTS: usize = 200;
@@ -25,12 +25,19 @@ async fn job_when(
     what: &str,
     mut condition: impl FnMut(&Value) -> bool,
 ) -> Value {
-    let condition = std::cell::RefCell::new(&mut condition);
-    wait_until(what, || async {
-        let state = client.read(&format!("/api/jobs/{job}")).await;
-        (condition.borrow_mut())(&state).then_some(state)
-    })
-    .await
+    let mut state = Value::Null;
+    let met = async {
+        loop {
+            state = client.read(&format!("/api/jobs/{job}")).await;
+            if condition(&state) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let met = tokio::time::timeout(PATIENCE, met).await;
+    assert!(met.is_ok(), "never: {what}: {state:#}");
+    state
 }
 
 fn latest(state: &Value) -> &Value {

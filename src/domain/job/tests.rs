@@ -1,5 +1,5 @@
 use milepost_projections::Recorded;
-use milepost_projections::job::{CALLBACKS_MAX, DELIVERIES_MAX, job_of};
+use milepost_projections::job::{CALLBACKS_MAX, DELIVERIES_MAX, RunState, job_of};
 use milepost_projections::steps::Progress;
 use milepost_schemas::event::JobQueued;
 use milepost_schemas::{AgentId, EventType, InstanceId, JobId};
@@ -827,7 +827,8 @@ fn a_refused_dispatch_whose_run_spoke_all_the_same_does_nothing() {
 
 #[test]
 fn a_lease_that_lapses_fails_the_attempt_as_lost() {
-    let mut job = dispatching();
+    let mut job = queued();
+    job.orders(JobCommand::Claim { dispatcher: "rehearsal", locked_by: "worker".into() });
     job.wait(SignedDuration::from_secs(119));
     assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
     job.wait(SignedDuration::from_secs(1));
@@ -948,6 +949,162 @@ fn a_reason_to_cancel_is_trimmed_bounded_and_left_out_when_empty() {
     }
 }
 
+// --- runs that can be asked for ----------------------------------------------------------------
+
+fn seen(attempt: u32, run: &str, run_attempt: u32, how: Option<&str>) -> RunSeen {
+    RunSeen {
+        attempt: Attempt(attempt),
+        workflow_run_id: run.into(),
+        run_url: Some("https://github.example/7".into()),
+        run_attempt,
+        status: how.map_or("in_progress", |_| "completed").into(),
+        conclusion: how.map(Into::into),
+    }
+}
+
+fn observed(run: RunSeen) -> JobCommand {
+    JobCommand::ObserveRun(run)
+}
+
+#[test]
+fn a_lease_of_a_dispatcher_that_lists_runs_lapses_into_looking_for_the_run() {
+    let mut job = dispatching();
+    job.wait_minutes(2);
+    let decision = job.orders(JobCommand::Tick);
+    assert_eq!(names(&decision), ["WorkflowDispatchFailed"]);
+    assert_eq!(job.queue, (QueueState::Queued, job.now));
+    assert!(job.job().attempt().run.unresolved);
+    assert_eq!(job.attempt(), 1);
+    job.orders(claim());
+    assert!(job.job().attempt().run.unresolved, "whoever claims it has to look first");
+    job.orders(dispatched(1, Some("7")));
+    assert!(!job.job().attempt().run.unresolved);
+}
+
+#[test]
+fn a_dispatch_that_is_lost_costs_the_attempt() {
+    let mut job = dispatching();
+    let decision = job.orders(JobCommand::DispatchLost { attempt: Attempt(1) });
+    assert_eq!(failure(&decision).error_code, "DISPATCH_LOST");
+    assert!(failure(&decision).retry.is_some());
+}
+
+#[test]
+fn a_run_that_was_found_meanwhile_is_neither_lost_nor_refused() {
+    for mut job in [dispatching(), running()] {
+        job.orders(observed(seen(1, "7", 1, None)));
+        let lost = JobCommand::DispatchLost { attempt: Attempt(1) };
+        assert_eq!(job.orders(lost), JobDecision::nothing());
+        assert_eq!(job.orders(dispatch_failed(1)), JobDecision::nothing());
+        assert_eq!(job.orders(dispatched(1, Some("7"))), JobDecision::nothing());
+    }
+}
+
+#[test]
+fn a_run_is_recorded_when_there_is_news_of_it_and_only_forward() {
+    let mut job = dispatching();
+    let first = job.orders(observed(seen(1, "7", 1, None)));
+    assert_eq!(names(&first), ["WorkflowRunObserved", "WorkflowDispatched"]);
+    assert_eq!(job.orders(observed(seen(1, "7", 1, None))), JobDecision::nothing());
+    job.hears(json!({"status": "provisioning"}));
+    let again = job.orders(observed(seen(1, "7", 2, None)));
+    assert_eq!(names(&again), ["WorkflowRunObserved"]);
+    let late = job.orders(observed(seen(1, "7", 1, Some("failure"))));
+    assert_eq!(late, JobDecision::nothing(), "it runs again already");
+    assert_eq!(job.orders(observed(seen(1, "8", 9, None))), JobDecision::nothing(), "not its own");
+    assert_eq!(job.orders(observed(seen(9, "7", 9, None))), JobDecision::nothing());
+}
+
+#[test]
+fn a_run_that_ends_without_a_word_ends_its_attempt() {
+    for how in ["failure", "cancelled", "timed_out", "startup_failure"] {
+        let mut job = running();
+        let decision = job.orders(observed(seen(1, "7", 1, Some(how))));
+        assert_eq!(names(&decision), ["WorkflowRunObserved", "JobFailed"]);
+        let Event::JobFailed(failed) = &decision.events[1] else { panic!() };
+        assert_eq!(failed.error_code, "RUN_ENDED");
+        assert!(failed.error_message.ends_with(how));
+    }
+}
+
+#[test]
+fn a_run_that_could_only_not_say_that_it_succeeded_has_succeeded() {
+    let mut job = running();
+    let decision = job.orders(observed(seen(1, "7", 1, Some("success"))));
+    let told = ["WorkflowRunObserved", "JobSucceeded", "InstanceStarted", "AgentActivated"];
+    assert_eq!(names(&decision), told);
+    let Event::InstanceStarted(started) = &decision.events[2] else { panic!() };
+    assert_eq!((&started.server, started.missing.len()), (&None, 3));
+    assert_eq!(job.queue.0, QueueState::Ended);
+}
+
+#[test]
+fn the_end_of_a_run_whose_job_has_ended_is_kept_and_changes_nothing() {
+    let mut job = running();
+    job.orders(cancel());
+    for how in ["success", "cancelled"] {
+        let mut job = job.clone();
+        let decision = job.orders(observed(seen(1, "7", 1, Some(how))));
+        assert_eq!(names(&decision), ["WorkflowRunObserved"]);
+        assert_eq!((job.status(), decision.queue), (JobStatus::Cancelled, None));
+    }
+}
+
+#[test]
+fn a_run_is_unwanted_when_its_attempt_is_over_and_it_has_not_said_so_itself() {
+    let going_on = |job: &Story| unwanted(job.job(), &seen(1, "7", 1, None));
+    let again = |job: &Story| unwanted(job.job(), &seen(1, "7", 2, None));
+    let cancelled = {
+        let mut job = running();
+        job.orders(cancel());
+        job
+    };
+    let silent = {
+        let mut job = running();
+        job.wait_minutes(15);
+        job.orders(JobCommand::Tick);
+        job
+    };
+    let succeeded = {
+        let mut job = running();
+        job.hears(json!({"status": "running"}));
+        job
+    };
+    assert!(!going_on(&running()) && !again(&running()));
+    assert!(going_on(&cancelled) && going_on(&silent));
+    // It has said so, and puts its things away; but nobody wants it once more.
+    for job in [retrying(), succeeded] {
+        assert!(!going_on(&job) && again(&job));
+    }
+    let mut job = running();
+    job.orders(observed(seen(1, "7", 1, None)));
+    assert!(unwanted(job.job(), &seen(1, "8", 1, None)), "a second run of one attempt");
+    assert!(!unwanted(cancelled.job(), &seen(1, "7", 1, Some("cancelled"))));
+}
+
+#[test]
+fn a_run_is_told_to_end_until_it_will_or_often_enough() {
+    let asked = |refusal: Option<&str>| JobCommand::RecordRunCancel {
+        attempt: Attempt(1),
+        workflow_run_id: "7".into(),
+        refusal: refusal.map(Into::into),
+    };
+    let mut job = running();
+    job.orders(cancel());
+    let mut willing = job.clone();
+    willing.orders(asked(None));
+    assert!(!unwanted(willing.job(), &seen(1, "7", 1, None)));
+    for _ in 0..CANCEL_REQUESTS_MAX {
+        assert!(unwanted(job.job(), &seen(1, "7", 1, None)));
+        assert_eq!(
+            names(&job.orders(asked(Some("GitHub answered 500")))),
+            ["WorkflowRunCancelRequested"]
+        );
+    }
+    assert!(!unwanted(job.job(), &seen(1, "7", 1, None)));
+    assert_eq!(job.orders(asked(None)), JobDecision::nothing());
+}
+
 // --- ten thousand random stories ---------------------------------------------------------------
 
 #[derive(Clone, Debug)]
@@ -958,6 +1115,8 @@ enum Act {
     Claim,
     Dispatched { attempt: u32, run: u8 },
     DispatchFailed { attempt: u32 },
+    DispatchLost { attempt: u32 },
+    Observe { attempt: u32, run: u8, run_attempt: u32, how: Option<bool> },
     RunEnded { attempt: u32 },
     Cancel,
 }
@@ -976,6 +1135,9 @@ fn act() -> impl Strategy<Value = Act> {
         3 => Just(Act::Claim),
         1 => (attempts(), 0..3_u8).prop_map(|(attempt, run)| Act::Dispatched { attempt, run }),
         1 => attempts().prop_map(|attempt| Act::DispatchFailed { attempt }),
+        1 => attempts().prop_map(|attempt| Act::DispatchLost { attempt }),
+        1 => (attempts(), 0..3_u8, 1..3_u32, option::of(any::<bool>())).prop_map(
+            |(attempt, run, run_attempt, how)| Act::Observe { attempt, run, run_attempt, how }),
         1 => attempts().prop_map(|attempt| Act::RunEnded { attempt }),
         1 => Just(Act::Cancel),
     ]
@@ -994,6 +1156,13 @@ impl Act {
             Self::Claim => claim(),
             Self::Dispatched { attempt, run } => dispatched(*attempt, Some(&run.to_string())),
             Self::DispatchFailed { attempt } => dispatch_failed(*attempt),
+            Self::DispatchLost { attempt } => {
+                JobCommand::DispatchLost { attempt: Attempt(*attempt) }
+            }
+            Self::Observe { attempt, run, run_attempt, how } => {
+                let how = how.map(|well| if well { "success" } else { "failure" });
+                observed(seen(*attempt, &run.to_string(), *run_attempt, how))
+            }
             Self::RunEnded { attempt } => run_ended(*attempt),
             Self::Cancel => cancel(),
             Self::Tick | Self::Wait { .. } => JobCommand::Tick,
@@ -1074,7 +1243,7 @@ fn not_lost(
 fn never_backward(before: &Job, after: &Job) -> Result<(), TestCaseError> {
     if before.status.is_ended() {
         prop_assert_eq!(after.status, before.status);
-        prop_assert_eq!(&after.attempts, &before.attempts);
+        prop_assert_eq!(outcomes(&after.attempts), outcomes(&before.attempts));
     }
     let (earlier, later) = (before.attempts.len(), after.attempts.len());
     prop_assert!(later == earlier || later == earlier + 1);
@@ -1095,8 +1264,19 @@ fn never_backward(before: &Job, after: &Job) -> Result<(), TestCaseError> {
         prop_assert!(cleared || rank(&new.progress) >= rank(&old.progress));
     }
     // Whatever was before the last attempt is over.
-    prop_assert_eq!(&after.attempts[..earlier - 1], &before.attempts[..earlier - 1]);
+    let over = |job: &Job| outcomes(&job.attempts[..earlier - 1]);
+    prop_assert_eq!(over(after), over(before));
     Ok(())
+}
+
+/// Attempts without what was said of their runs: those may go on when an attempt is over.
+fn outcomes(attempts: &[AttemptState]) -> Vec<AttemptState> {
+    let outcome = |attempt: &AttemptState| AttemptState {
+        run: RunState::default(),
+        workflow_run_id: None,
+        ..attempt.clone()
+    };
+    attempts.iter().map(outcome).collect()
 }
 
 /// A job that has not ended is looked at again, in the state of the queue that fits its own.
