@@ -3,9 +3,11 @@
 
 mod arrows;
 mod browser;
+mod doubles;
 mod faults;
 mod harness;
 mod postgres;
 mod rehearsal;
 mod routes;
+mod vm;
 mod workflow;
