@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 RUNNING := postgresql jq openssl curl
-TESTING := $(RUNNING) chromium chromium-driver
+TESTING := $(RUNNING) chromium chromium-driver python3-yaml
 MEASURING := $(RUNNING) nginx libnginx-mod-nchan
 
 .PHONY: run test bench lint fmt

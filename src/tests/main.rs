@@ -10,5 +10,6 @@ mod harness;
 mod postgres;
 mod rehearsal;
 mod routes;
+mod vm;
 mod workflow;
 mod workflow_file;
