@@ -4,6 +4,10 @@
 
 pub mod agent;
 pub mod job;
+pub mod node;
+pub mod queue;
 
 pub use agent::AgentCommand;
-pub use job::{JobAnswer, JobCommand, Limits, QueueState};
+pub use job::{JobAnswer, JobCommand, Limits, QueueState, Report};
+pub use node::NodeCommand;
+pub use queue::QueueCommand;

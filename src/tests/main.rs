@@ -5,6 +5,7 @@ mod arrows;
 mod browser;
 mod faults;
 mod harness;
+mod leases;
 mod postgres;
 mod rehearsal;
 mod routes;

@@ -5,13 +5,13 @@ use std::process::Stdio;
 
 use jiff::SignedDuration;
 use milepost_projections::{JobStatus, Subject};
-use milepost_schemas::Metadata;
 use tokio::process::{Child, Command};
 
 use super::AttemptOrder;
 use crate::app::App;
-use crate::domain::JobCommand;
-use crate::execute;
+use crate::domain::job::JobRefusal;
+use crate::domain::{JobCommand, Report};
+use crate::execute::{self, ExecuteError};
 use crate::work::system;
 
 /// How long a job waits after its rehearsal could not be started.
@@ -22,19 +22,17 @@ pub const SECRET_VARIABLE: &str = "MILEPOST_CALLBACK_SECRET";
 
 /// Runs one attempt, and says so should it end without a word.
 pub async fn run(app: &App, order: AttemptOrder) {
-    let metadata = system(app, order.job_id);
-    let attempt = order.attempt;
     let mut child = match start(app, &order) {
         Ok(child) => child,
         Err(error) => {
             let reason = format!("The rehearsal could not be started: {error}");
-            let command = JobCommand::DispatchFailed { attempt, reason, delay: RETRY_AFTER };
-            return tell(app, &order, command, metadata).await;
+            let report = Report::DispatchFailed { reason, delay: RETRY_AFTER };
+            return tell(app, &order, report).await;
         }
     };
     let workflow_run_id = child.id().map(|pid| format!("rehearsal-{pid}"));
-    let command = JobCommand::Dispatched { attempt, workflow_run_id, run_url: None };
-    tell(app, &order, command, metadata.clone()).await;
+    let report = Report::Dispatched { workflow_run_id, run_url: None };
+    tell(app, &order, report).await;
     let how = tokio::select! {
         ended = child.wait() => match ended {
             Ok(status) => status.to_string(),
@@ -44,7 +42,7 @@ pub async fn run(app: &App, order: AttemptOrder) {
         () = attempt_over(app, &order) => return,
         () = app.shutdown.cancelled() => return,
     };
-    tell(app, &order, JobCommand::RunEnded { attempt, how }, metadata).await;
+    tell(app, &order, Report::RunEnded { how }).await;
 }
 
 /// Returns when the run goes on although its attempt is over: it hangs, and would keep its place
@@ -84,9 +82,15 @@ fn start(app: &App, order: &AttemptOrder) -> std::io::Result<Child> {
         .spawn()
 }
 
-async fn tell(app: &App, order: &AttemptOrder, command: JobCommand, metadata: Metadata) {
-    if let Err(error) = execute::to_job(app, order.job_id, command, metadata).await {
-        let error: &dyn std::error::Error = &error;
-        tracing::warn!(job = %order.job_id, error, "a dispatch could not be recorded");
+/// Says something of the attempt. That its claim is over is no trouble: its workflow has told the
+/// end itself, or a deadline was.
+async fn tell(app: &App, order: &AttemptOrder, report: Report) {
+    let command = JobCommand::Report { claim: order.claim, report };
+    match execute::to_job(app, order.job_id, command, system(app, order.job_id)).await {
+        Ok(_) | Err(ExecuteError::Job(JobRefusal::Fenced(_))) => {}
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(job = %order.job_id, error, "a dispatch could not be recorded");
+        }
     }
 }
