@@ -6,15 +6,20 @@ use std::time::Duration;
 
 use lru::LruCache;
 use milepost_projections::job::job_of;
-use milepost_projections::{Agent, Job};
-use milepost_schemas::{AgentId, Event, JobId, Metadata, Position, StreamId};
+use milepost_projections::node::{address_stream, node_of};
+use milepost_projections::{Agent, Job, Node, NodeStatus, Queue};
+use milepost_schemas::{AgentId, Event, JobId, Metadata, NodeId, Position, StreamId};
 
 use tokio::time::{Instant, timeout_at};
 
 use crate::app::App;
 use crate::domain::agent::AgentRefusal;
 use crate::domain::job::{JobDecision, JobRefusal};
-use crate::domain::{AgentCommand, JobAnswer, JobCommand, agent, job};
+use crate::domain::node::{Host, NodeRefusal};
+use crate::domain::queue::QueueRefusal;
+use crate::domain::{
+    AgentCommand, JobAnswer, JobCommand, NodeCommand, QueueCommand, agent, job, node, queue,
+};
 use crate::log::{AppendError, Committed, DatabaseError, Decision, Expected, Log, QueueRow};
 
 /// How often a decision is made anew because its stream moved on meanwhile.
@@ -40,9 +45,18 @@ pub enum ExecuteError {
     /// The agent is not in a state for it.
     #[error(transparent)]
     Agent(#[from] AgentRefusal),
-    /// Another job changes the same thing now.
-    #[error("another job is active for it")]
-    Busy,
+    /// The node is not in a state for it.
+    #[error(transparent)]
+    Node(#[from] NodeRefusal),
+    /// The queue is not in a state for it.
+    #[error(transparent)]
+    Queue(#[from] QueueRefusal),
+    /// What the command depends on has changed meanwhile.
+    #[error("it has changed meanwhile")]
+    Moved,
+    /// Another job changes the same agent or node now.
+    #[error("another job is active for this {0}")]
+    Busy(&'static str),
     /// The log cannot be written now.
     #[error("the log cannot be written")]
     Unavailable,
@@ -104,6 +118,31 @@ pub async fn to_job(
     command: JobCommand,
     metadata: impl Into<Arc<Metadata>>,
 ) -> Result<JobOutcome, ExecuteError> {
+    try_to_job(app, id, command, metadata.into(), None).await
+}
+
+/// As [`to_job`], but only while the queue's own stream has the version it was read at: nothing
+/// is claimed once a pause is in the log.
+///
+/// # Errors
+/// [`ExecuteError::Moved`] when it has another one; else as [`to_job`].
+pub async fn to_job_in_queue(
+    app: &App,
+    id: JobId,
+    command: JobCommand,
+    metadata: impl Into<Arc<Metadata>>,
+    queue_version: u32,
+) -> Result<JobOutcome, ExecuteError> {
+    try_to_job(app, id, command, metadata.into(), Some(queue_version)).await
+}
+
+async fn try_to_job(
+    app: &App,
+    id: JobId,
+    command: JobCommand,
+    metadata: Arc<Metadata>,
+    queue_version: Option<u32>,
+) -> Result<JobOutcome, ExecuteError> {
     let (metadata, deadline) = (metadata.into(), command_deadline());
     let slot = app.jobs.slot(id);
     let mut slot = match slot.try_lock() {
@@ -119,7 +158,7 @@ pub async fn to_job(
             app.jobs.forget(id);
             return Err(ExecuteError::UnknownJob);
         };
-        let now = app.clock.now();
+        let (now, subject) = (app.clock.now(), loaded.job.subject.word());
         let decision = job::decide(&loaded.job, command.clone(), now, &app.config.limits)?;
         if decision.events.is_empty() {
             let position = match decision.answer {
@@ -129,7 +168,9 @@ pub async fn to_job(
             return Ok(JobOutcome { answer: decision.answer, position });
         }
         let answer = decision.answer.clone();
-        let append = append_of(&loaded.job, loaded.version, decision, Arc::clone(&metadata));
+        let mut append = append_of(&loaded.job, loaded.version, decision, Arc::clone(&metadata));
+        let queue = queue_version.map(|version| (StreamId::QUEUE, Expected::Version(version)));
+        append.expected.extend(queue);
         match app.log.append(append, deadline).await {
             Ok(appended) => {
                 let position = appended.position();
@@ -137,8 +178,9 @@ pub async fn to_job(
                     .map_or_else(|| app.jobs.forget(id), |folded| *slot = Some(folded));
                 return Ok(JobOutcome { answer, position });
             }
+            Err(AppendError::Conflict(StreamId::QUEUE)) => return Err(ExecuteError::Moved),
             Err(AppendError::Conflict(_)) => *slot = None,
-            Err(AppendError::Busy) => return Err(ExecuteError::Busy),
+            Err(AppendError::Busy) => return Err(ExecuteError::Busy(subject)),
             Err(AppendError::Unavailable) => {
                 // It may be in the log all the same: the next command reads it anew.
                 *slot = None;
@@ -163,23 +205,10 @@ pub async fn to_agent(
     for _ in 0..CONFLICTS_MAX {
         let (version, state) = load_agent(&app.log, id).await?;
         let events = agent::decide(state.as_ref(), id, command.clone())?;
-        let queue = events.iter().find_map(|event| queued(event, app.clock.now()));
-        let streams: Vec<StreamId> = events.iter().map(stream_of).collect();
-        let expected = streams
-            .iter()
-            .map(|stream| {
-                let own = *stream == id.stream();
-                (*stream, Expected::Version(if own { version } else { 0 }))
-            })
-            .collect();
-        let events = streams.into_iter().zip(events).collect();
-        let metadata = Arc::clone(&metadata);
-        let decision = Decision { events, expected, metadata, queue };
-        match app.log.append(decision, deadline).await {
-            Ok(appended) => return Ok(appended.position()),
+        match order(app, id.stream(), version, events, &metadata, deadline).await {
             Err(AppendError::Conflict(_)) => {}
-            Err(AppendError::Busy) => return Err(ExecuteError::Busy),
-            Err(AppendError::Unavailable) => return Err(ExecuteError::Unavailable),
+            Err(AppendError::Busy) => return Err(ExecuteError::Busy("agent")),
+            appended => return Ok(appended?),
         }
     }
     Err(ExecuteError::Unavailable)
@@ -188,6 +217,135 @@ pub async fn to_agent(
 /// When a command that comes in now must be answered.
 pub fn command_deadline() -> Instant {
     Instant::now() + COMMAND_TIMEOUT
+}
+
+/// Gives a command to a node.
+///
+/// # Errors
+/// [`ExecuteError`]; nothing of it is in the log then, unless the log was `Unavailable`.
+pub async fn to_node(
+    app: &App,
+    id: NodeId,
+    command: NodeCommand,
+    metadata: impl Into<Arc<Metadata>>,
+) -> Result<Position, ExecuteError> {
+    let (metadata, deadline) = (metadata.into(), command_deadline());
+    for _ in 0..CONFLICTS_MAX {
+        let (version, state) = load_node(&app.log, id).await?;
+        let events = node::decide(state.as_ref(), id, command.clone())?;
+        match order(app, id.stream(), version, events, &metadata, deadline).await {
+            Err(AppendError::Conflict(_)) => {}
+            Err(AppendError::Busy) => return Err(ExecuteError::Busy("node")),
+            appended => return Ok(appended?),
+        }
+    }
+    Err(ExecuteError::Unavailable)
+}
+
+/// Makes a node known. Its host name and its address each have a stream that says whose they are,
+/// so that two nodes cannot take one at once, on whatever server they are registered.
+///
+/// # Errors
+/// [`ExecuteError`]; nothing of it is in the log then, unless the log was `Unavailable`.
+pub async fn register_node(
+    app: &App,
+    id: NodeId,
+    host: &Host,
+    metadata: impl Into<Arc<Metadata>>,
+) -> Result<Position, ExecuteError> {
+    let (metadata, deadline) = (metadata.into(), command_deadline());
+    for _ in 0..CONFLICTS_MAX {
+        let mut taken_by = Vec::new();
+        let mut expected = vec![(id.stream(), Expected::Version(0))];
+        for address in host.addresses() {
+            let stream = address_stream(&address);
+            let (version, holder) = load_holder(&app.log, stream).await?;
+            taken_by.extend(holder);
+            expected.push((stream, Expected::Version(version)));
+        }
+        let command = NodeCommand::Register { host: host.clone(), taken_by };
+        let events = node::decide(None, id, command)?;
+        let events = events.into_iter().map(|event| (stream_of(&event), event)).collect();
+        let decision = Decision { events, expected, metadata: Arc::clone(&metadata), queue: None };
+        match app.log.append(decision, deadline).await {
+            Err(AppendError::Conflict(_)) => {}
+            appended => return Ok(appended?.position()),
+        }
+    }
+    Err(ExecuteError::Unavailable)
+}
+
+/// The node that a host name or an address belongs to; one that was given up has none.
+async fn load_holder(log: &Log, stream: StreamId) -> Result<(u32, Option<NodeId>), ExecuteError> {
+    let Some(latest) = log.read_latest(stream).await? else { return Ok((0, None)) };
+    let event = latest.event().map_err(|error| unreadable(&latest, error))?;
+    let Event::NodeAddressTaken(taken) = event else { return Ok((latest.version, None)) };
+    let (_, node) = load_node(log, taken.node_id).await?;
+    let holder = node.filter(|node| node.status != NodeStatus::Decommissioned);
+    Ok((latest.version, holder.map(|node| node.id)))
+}
+
+/// Gives a command to the queue itself.
+///
+/// # Errors
+/// [`ExecuteError`]; nothing of it is in the log then, unless the log was `Unavailable`.
+pub async fn to_queue(
+    app: &App,
+    command: QueueCommand,
+    metadata: impl Into<Arc<Metadata>>,
+) -> Result<Position, ExecuteError> {
+    let (metadata, deadline) = (metadata.into(), command_deadline());
+    for _ in 0..CONFLICTS_MAX {
+        let (version, queue) = read_queue(&app.log).await?;
+        let events = vec![queue::decide(&queue, command.clone())?];
+        match order(app, StreamId::QUEUE, version, events, &metadata, deadline).await {
+            Err(AppendError::Conflict(_)) => {}
+            appended => return Ok(appended?),
+        }
+    }
+    Err(ExecuteError::Unavailable)
+}
+
+/// Reads the queue's own state from the log, and the version of its stream.
+///
+/// # Errors
+/// [`ExecuteError::Database`] or [`ExecuteError::Unreadable`].
+pub async fn read_queue(log: &Log) -> Result<(u32, Queue), ExecuteError> {
+    let Some(latest) = log.read_latest(StreamId::QUEUE).await? else {
+        return Ok((0, Queue::default()));
+    };
+    let recorded = latest.recorded().map_err(|error| unreadable(&latest, error))?;
+    Ok((latest.version, Queue::after(&recorded)))
+}
+
+/// Appends what an order to one stream does; the other streams it begins are new.
+async fn order(
+    app: &App,
+    own: StreamId,
+    version: u32,
+    events: Vec<Event>,
+    metadata: &Arc<Metadata>,
+    deadline: Instant,
+) -> Result<Position, AppendError> {
+    let queue = events.iter().find_map(|event| queued(event, app.clock.now()));
+    let events: Vec<_> = events.into_iter().map(|event| (stream_of(&event), event)).collect();
+    let expected = events
+        .iter()
+        .map(|(stream, _)| (*stream, Expected::Version(if *stream == own { version } else { 0 })))
+        .collect();
+    let decision = Decision { events, expected, metadata: Arc::clone(&metadata), queue };
+    Ok(app.log.append(decision, deadline).await?.position())
+}
+
+impl From<AppendError> for ExecuteError {
+    fn from(error: AppendError) -> Self {
+        match error {
+            // Of a conflict one decides anew; who has not is told to come back.
+            AppendError::Busy | AppendError::Conflict(_) | AppendError::Unavailable => {
+                Self::Unavailable
+            }
+        }
+    }
 }
 
 /// Reads a job's state from the log, as fresh as the database is.
@@ -220,6 +378,17 @@ async fn load_agent(log: &Log, id: AgentId) -> Result<(u32, Option<Agent>), Exec
     Ok((version, agent))
 }
 
+async fn load_node(log: &Log, id: NodeId) -> Result<(u32, Option<Node>), ExecuteError> {
+    let events = log.read_streams(&[id.stream()]).await?;
+    let version = events.last().map_or(0, |event| event.version);
+    let mut node = None;
+    for event in &events {
+        let recorded = event.recorded().map_err(|error| unreadable(event, error))?;
+        Node::apply(&mut node, &recorded);
+    }
+    Ok((version, node))
+}
+
 /// An event this version cannot read, in words.
 pub fn unreadable(event: &Committed, error: &milepost_schemas::DecodeError) -> ExecuteError {
     ExecuteError::Unreadable(format!("event {} cannot be read: {error}", event.position))
@@ -236,12 +405,20 @@ fn fold(mut loaded: Loaded, events: &[Arc<Committed>], id: JobId) -> Option<Load
 }
 
 fn append_of(job: &Job, version: u32, decision: JobDecision, metadata: Arc<Metadata>) -> Decision {
+    let changed = decision.events.iter().find_map(|event| match event {
+        Event::JobPriorityChanged(event) => Some(event.priority),
+        _ => None,
+    });
+    let priority = changed.unwrap_or(job.priority);
     let queue = decision.queue.map(|(state, due_at)| QueueRow {
         job_id: job.id,
         job_type: job.job_type.clone(),
         agent_id: job.subject.agent_id(),
+        node_id: job.subject.node_id(),
         state: state.as_str(),
         due_at,
+        priority,
+        claim_ordinal: None,
     });
     let mut expected = vec![(job.id.stream(), Expected::Version(version))];
     let mut events = Vec::with_capacity(decision.events.len());
@@ -262,8 +439,11 @@ fn queued(event: &Event, now: jiff::Timestamp) -> Option<QueueRow> {
         job_id: job.job_id,
         job_type: job.job_type.clone(),
         agent_id: job.agent_id,
+        node_id: job.node_id,
         state: crate::domain::QueueState::Queued.as_str(),
         due_at: now,
+        priority: 0,
+        claim_ordinal: None,
     })
 }
 
@@ -276,6 +456,11 @@ fn stream_of(event: &Event) -> StreamId {
         Event::ProvisioningEnded(event) => event.agent_id.stream(),
         Event::InstanceRequested(event) => event.instance_id.stream(),
         Event::InstanceStarted(event) => event.instance_id.stream(),
-        other => job_of(other).expect("all others are of a job").stream(),
+        Event::NodeAddressTaken(event) => address_stream(&event.address),
+        Event::QueuePaused(_) | Event::QueueResumed(_) => StreamId::QUEUE,
+        other => match (job_of(other), node_of(other)) {
+            (Some(job), _) => job.stream(),
+            (None, node) => node.expect("all others are of a job or a node").stream(),
+        },
     }
 }

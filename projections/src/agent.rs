@@ -69,9 +69,20 @@ impl Agent {
             | Event::LateCallbackRecorded(_)
             | Event::WorkflowRunObserved(_)
             | Event::WorkflowRunCancelRequested(_)
+            | Event::JobPriorityChanged(_)
             | Event::InstanceRequested(_)
             | Event::InstanceStarted(_)
-            | Event::CallbackRejected(_) => return,
+            | Event::CallbackRejected(_)
+            | Event::NodeRegistered(_)
+            | Event::NodeProvisioningRequested(_)
+            | Event::NodeActivated(_)
+            | Event::NodeBecameUnreachable(_)
+            | Event::NodeDecommissionRequested(_)
+            | Event::NodeDecommissioned(_)
+            | Event::NodeDecommissionEnded(_)
+            | Event::NodeAddressTaken(_)
+            | Event::QueuePaused(_)
+            | Event::QueueResumed(_) => return,
         }
         agent.updated_at = at;
     }

@@ -1,13 +1,15 @@
 //! The JSON that programs and pages read: the same for an answer, a stream and a page.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use milepost_schemas::{AgentId, InstanceId, JobId, NodeId, Position};
 use serde::Serialize;
 
 use crate::board::InstanceStatus;
 use crate::job::{AttemptState, Job, JobStatus};
-use crate::steps::{COUNT, Progress, Step};
-use crate::{Agent, Board};
+use crate::steps::{COUNT, NODE_LABELS, Progress, Step};
+use crate::{Agent, Board, NodeRow, NodeStatus, Subject};
 
 /// An agent: `POST /api/agents`, `GET /api/agents/{id}`, a row of `GET /api/agents`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -191,6 +193,54 @@ impl InstanceBody {
     }
 }
 
+/// A node: `POST /api/nodes`, `GET /api/nodes/{id}`, a row of `GET /api/nodes`, and each `node`
+/// message of a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeAnswer {
+    /// Its id.
+    pub id: NodeId,
+    /// Its host name.
+    pub hostname: String,
+    /// Its public address.
+    pub public_ip: IpAddr,
+    /// Whom to log in as.
+    pub ssh_user: String,
+    /// Where its SSH server listens.
+    pub ssh_port: u16,
+    /// Where it stands.
+    pub status: NodeStatus,
+    /// The job that is changing it now.
+    pub active_job_id: Option<JobId>,
+    /// Its latest job, ended or not.
+    pub job: Option<JobAnswer>,
+    /// When it was made known.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// The last event in it.
+    pub position: Position,
+}
+
+impl NodeAnswer {
+    /// The answer for one node; `None` for a row without one.
+    pub fn of(row: &NodeRow) -> Option<Self> {
+        let node = row.node.as_ref()?;
+        Some(Self {
+            id: node.id,
+            hostname: node.hostname.clone(),
+            public_ip: node.public_ip,
+            ssh_user: node.ssh_user.clone(),
+            ssh_port: node.ssh_port,
+            status: node.status,
+            active_job_id: node.active_job,
+            job: row.job.as_ref().map(JobAnswer::of),
+            created_at: node.created_at,
+            updated_at: node.updated_at,
+            position: row.position,
+        })
+    }
+}
+
 /// A job with its timeline: `GET /api/jobs/{id}`, a row of `GET /api/jobs`, and each message of
 /// a job's stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -213,6 +263,8 @@ pub struct JobAnswer {
     pub node_id: Option<NodeId>,
     /// Where it builds that server.
     pub region: Option<String>,
+    /// Its place in the queue; the highest is claimed first.
+    pub priority: i16,
     /// The attempt under way, to come, or last.
     pub attempt_count: u32,
     /// Attempts in all.
@@ -237,6 +289,8 @@ pub struct JobAnswer {
     pub error_truncated: bool,
     /// The ended job it repeats by hand.
     pub retry_of: Option<JobId>,
+    /// Why it repeats that one, where somebody said.
+    pub retry_reason: Option<String>,
     /// Who ended it.
     pub cancelled_by: Option<String>,
     /// When it was queued.
@@ -296,6 +350,7 @@ impl JobAnswer {
             environment_id: None,
             node_id: job.subject.node_id(),
             region: job.subject.region().map(str::to_owned),
+            priority: job.priority,
             attempt_count: job.attempt().number.0,
             max_attempts: job.max_attempts,
             run_after: job.run_after,
@@ -308,6 +363,7 @@ impl JobAnswer {
             error_message: failure.map(|failure| failure.message.clone()),
             error_truncated: failure.is_some_and(|failure| failure.truncated),
             retry_of: job.retry_of,
+            retry_reason: job.reason.clone(),
             cancelled_by: job.cancelled_by.clone(),
             created_at: job.created_at,
             updated_at: job.updated_at,
@@ -334,9 +390,19 @@ impl AttemptAnswer {
             failed_step: failure.and_then(|failure| failure.failed_step.clone()),
             server_id: failure.and_then(|failure| failure.server_id.clone()),
             retry_at: attempt.retry_at,
-            steps: attempt.progress.steps(),
+            steps: labelled(job, attempt.progress.steps()),
         }
     }
+}
+
+/// The steps in the words of what the job changes.
+fn labelled(job: &Job, mut steps: [Step; COUNT]) -> [Step; COUNT] {
+    if let Subject::Node { .. } = job.subject {
+        for (step, label) in steps.iter_mut().zip(NODE_LABELS) {
+            step.label = label;
+        }
+    }
+    steps
 }
 
 /// An attempt that is not the last one has failed; the last one stands where its job stands.

@@ -142,13 +142,24 @@ impl Board {
             | Event::JobRetried(_)
             | Event::JobCancelled(_)
             | Event::LateCallbackRecorded(_)
+            | Event::JobPriorityChanged(_)
             | Event::WorkflowRunObserved(_)
             | Event::WorkflowRunCancelRequested(_) => {
                 if self.job.as_ref().map(|job| job.id) == job_of(recorded.event) {
                     Job::apply(&mut self.job, recorded);
                 }
             }
-            Event::CallbackRejected(_) => return,
+            Event::CallbackRejected(_)
+            | Event::NodeRegistered(_)
+            | Event::NodeProvisioningRequested(_)
+            | Event::NodeActivated(_)
+            | Event::NodeBecameUnreachable(_)
+            | Event::NodeDecommissionRequested(_)
+            | Event::NodeDecommissioned(_)
+            | Event::NodeDecommissionEnded(_)
+            | Event::NodeAddressTaken(_)
+            | Event::QueuePaused(_)
+            | Event::QueueResumed(_) => return,
         }
         self.position = recorded.position;
     }
@@ -173,11 +184,22 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         Event::JobRetried(event) => event.agent_id,
         Event::JobCancelled(event) => event.agent_id,
         Event::LateCallbackRecorded(event) => event.agent_id,
+        Event::JobPriorityChanged(event) => event.agent_id,
         Event::WorkflowRunObserved(event) => event.agent_id,
         Event::WorkflowRunCancelRequested(event) => event.agent_id,
         Event::InstanceRequested(event) => Some(event.agent_id),
         Event::InstanceStarted(event) => Some(event.agent_id),
-        Event::CallbackRejected(_) => None,
+        Event::CallbackRejected(_)
+        | Event::NodeRegistered(_)
+        | Event::NodeProvisioningRequested(_)
+        | Event::NodeActivated(_)
+        | Event::NodeBecameUnreachable(_)
+        | Event::NodeDecommissionRequested(_)
+        | Event::NodeDecommissioned(_)
+        | Event::NodeDecommissionEnded(_)
+        | Event::NodeAddressTaken(_)
+        | Event::QueuePaused(_)
+        | Event::QueueResumed(_) => None,
     }
 }
 

@@ -91,12 +91,16 @@ pub struct AttemptState {
     pub number: Attempt,
     /// How far it has come.
     pub progress: Progress,
+    /// Since when it waits, or waited.
+    pub queued_at: Timestamp,
     /// Who runs it.
     pub dispatcher: Option<String>,
     /// The run that posts its callbacks.
     pub workflow_run_id: Option<String>,
     /// Where a person can look at the run.
     pub run_url: Option<String>,
+    /// Whether the worker that claimed it runs it itself, under a lease.
+    pub held: bool,
     /// When it was claimed, or first heard of.
     pub started_at: Option<Timestamp>,
     /// When it was last heard of: a callback, or its dispatch.
@@ -132,9 +136,11 @@ impl AttemptState {
         Self {
             number,
             progress: Progress::queued(at),
+            queued_at: at,
             dispatcher: None,
             workflow_run_id: None,
             run_url: None,
+            held: false,
             started_at: None,
             heard_at: None,
             ended_at: None,
@@ -166,6 +172,10 @@ pub struct Job {
     pub subject: Subject,
     /// The ended job it repeats by hand.
     pub retry_of: Option<JobId>,
+    /// Why, where somebody said.
+    pub reason: Option<String>,
+    /// Its place in the queue; the highest is claimed first.
+    pub priority: i16,
     /// Where it stands.
     pub status: JobStatus,
     /// Attempts it may take in all.
@@ -176,8 +186,10 @@ pub struct Job {
     pub locked_at: Option<Timestamp>,
     /// The process that holds the claim.
     pub locked_by: Option<String>,
-    /// When the claim lapses.
+    /// When the claim lapses, while its dispatcher has not answered.
     pub lease_until: Option<Timestamp>,
+    /// Where the claim stands in the log, as long as it holds: the fencing token of its worker.
+    pub claim: Option<Position>,
     /// Why it waits, in the dispatcher's words.
     pub waiting_because: Option<String>,
     /// When its first attempt was first heard of.
@@ -248,12 +260,15 @@ impl Job {
             job_type: event.job_type.clone(),
             subject,
             retry_of: event.retry_of,
+            reason: event.reason.clone(),
+            priority: 0,
             status: JobStatus::Queued,
             max_attempts: event.max_attempts,
             run_after: None,
             locked_at: None,
             locked_by: None,
             lease_until: None,
+            claim: None,
             waiting_because: None,
             started_at: None,
             finished_at: None,
@@ -277,6 +292,7 @@ impl Job {
                 self.locked_at = Some(at);
                 self.locked_by = Some(event.locked_by.clone());
                 self.lease_until = Some(event.lease_until);
+                self.claim = Some(recorded.position);
                 self.hear(at);
                 self.current().dispatcher = Some(event.dispatcher.clone());
             }
@@ -288,6 +304,12 @@ impl Job {
                 }
                 attempt.run.unresolved = false;
                 self.lease_until = None;
+                if event.held {
+                    self.run(at);
+                    let attempt = self.current();
+                    attempt.held = true;
+                    attempt.progress.start(at);
+                }
             }
             Event::WorkflowDispatchFailed(event) => {
                 self.status = JobStatus::Queued;
@@ -358,6 +380,7 @@ impl Job {
                     attempt.run.cancel_accepted |= event.accepted;
                 }
             }
+            Event::JobPriorityChanged(event) => self.priority = event.priority,
             Event::JobQueued(_)
             | Event::AgentCreated(_)
             | Event::ProvisioningRequested(_)
@@ -365,7 +388,17 @@ impl Job {
             | Event::ProvisioningEnded(_)
             | Event::InstanceRequested(_)
             | Event::InstanceStarted(_)
-            | Event::CallbackRejected(_) => return,
+            | Event::CallbackRejected(_)
+            | Event::NodeRegistered(_)
+            | Event::NodeProvisioningRequested(_)
+            | Event::NodeActivated(_)
+            | Event::NodeBecameUnreachable(_)
+            | Event::NodeDecommissionRequested(_)
+            | Event::NodeDecommissioned(_)
+            | Event::NodeDecommissionEnded(_)
+            | Event::NodeAddressTaken(_)
+            | Event::QueuePaused(_)
+            | Event::QueueResumed(_) => return,
         }
         self.updated_at = at;
         self.position = recorded.position;
@@ -437,6 +470,7 @@ impl Job {
         self.locked_at = None;
         self.locked_by = None;
         self.lease_until = None;
+        self.claim = None;
     }
 
     fn remember(
@@ -529,13 +563,24 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         Event::LateCallbackRecorded(event) => Some(event.job_id),
         Event::WorkflowRunObserved(event) => Some(event.job_id),
         Event::WorkflowRunCancelRequested(event) => Some(event.job_id),
+        Event::JobPriorityChanged(event) => Some(event.job_id),
         Event::AgentCreated(_)
         | Event::ProvisioningRequested(_)
         | Event::AgentActivated(_)
         | Event::ProvisioningEnded(_)
         | Event::InstanceRequested(_)
         | Event::InstanceStarted(_)
-        | Event::CallbackRejected(_) => None,
+        | Event::CallbackRejected(_)
+        | Event::NodeRegistered(_)
+        | Event::NodeProvisioningRequested(_)
+        | Event::NodeActivated(_)
+        | Event::NodeBecameUnreachable(_)
+        | Event::NodeDecommissionRequested(_)
+        | Event::NodeDecommissioned(_)
+        | Event::NodeDecommissionEnded(_)
+        | Event::NodeAddressTaken(_)
+        | Event::QueuePaused(_)
+        | Event::QueueResumed(_) => None,
     }
 }
 

@@ -8,6 +8,8 @@ pub mod agent;
 pub mod answers;
 pub mod board;
 pub mod job;
+pub mod node;
+pub mod queue;
 pub mod steps;
 pub mod subject;
 #[cfg(test)]
@@ -23,6 +25,8 @@ use uuid::Uuid;
 pub use agent::Agent;
 pub use board::Board;
 pub use job::{Job, JobStatus};
+pub use node::{Node, NodeRow, NodeStatus};
+pub use queue::{Pause, Queue};
 pub use steps::{Step, StepStatus};
 pub use subject::Subject;
 pub use usual::{UsualDuration, usual};

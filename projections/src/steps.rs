@@ -13,6 +13,10 @@ pub const IDS: [&str; COUNT] = ["queued", "creating", "installing", "configuring
 pub const LABELS: [&str; COUNT] =
     ["Queued", "Creating Server", "Installing Dependencies", "Configuring Agent", "Running"];
 
+/// What people read of a node's job.
+pub const NODE_LABELS: [&str; COUNT] =
+    ["Queued", "Starting", "Preparing", "Running Playbook", "Done"];
+
 /// The step a failure is shown at when nothing says where it happened.
 const FAILED_SOMEWHERE: usize = 2;
 

@@ -39,6 +39,14 @@ impl Subject {
         (self.agent_id(), self.node_id())
     }
 
+    /// What it is, in a word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Agent { .. } => "agent",
+            Self::Node { .. } => "node",
+        }
+    }
+
     /// The agent, where it is one.
     pub fn agent_id(&self) -> Option<AgentId> {
         match self {

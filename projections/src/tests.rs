@@ -5,13 +5,17 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use milepost_schemas::event::{
     AgentActivated, AgentCreated, CallbackRejected, HeartbeatRecorded, InstanceRequested,
-    InstanceStarted, JobCancelled, JobFailed, JobQueued, JobRetried, JobSucceeded,
-    LateCallbackRecorded, NotApplied, Outcome, ProvisioningEnded, ProvisioningRequested,
-    ProvisioningStarted, ProvisioningStepRecorded, Retry, Server, WORKFLOW_FAILED,
-    WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
-    WorkflowRunCancelRequested, WorkflowRunObserved,
+    InstanceStarted, JobCancelled, JobFailed, JobPriorityChanged, JobQueued, JobRetried,
+    JobSucceeded, LateCallbackRecorded, NodeActivated, NodeAddressTaken, NodeBecameUnreachable,
+    NodeDecommissionEnded, NodeDecommissionRequested, NodeDecommissioned,
+    NodeProvisioningRequested, NodeRegistered, NotApplied, Outcome, ProvisioningEnded,
+    ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded, QueuePaused,
+    QueueResumed, Retry, Server, WORKFLOW_FAILED, WorkflowDispatchFailed,
+    WorkflowDispatchRequested, WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
 };
-use milepost_schemas::{AgentId, Attempt, Event, EventType, InstanceId, JobId, Position, StreamId};
+use milepost_schemas::{
+    AgentId, Attempt, Event, EventType, InstanceId, JobId, NodeId, Position, StreamId,
+};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -24,6 +28,7 @@ use crate::{Agent, Board, Job, Projection, Recorded, board::Boards};
 
 pub(crate) const AGENT: AgentId = AgentId(Uuid::from_u128(1));
 pub(crate) const JOB: JobId = JobId(Uuid::from_u128(0x10));
+const NODE: NodeId = NodeId(Uuid::from_u128(0x30));
 pub(crate) const INSTANCE: InstanceId = InstanceId(Uuid::from_u128(0x20));
 
 /// A second order of the same agent.
@@ -90,6 +95,18 @@ fn job_queued(job_id: JobId, instance_id: InstanceId) -> Event {
         max_attempts: 4,
         retry_of: None,
         reason: None,
+    }
+    .into()
+}
+
+/// A node, as it is made known.
+fn node_registered() -> Event {
+    NodeRegistered {
+        node_id: NODE,
+        hostname: "web-1.example.com".into(),
+        public_ip: [192, 0, 2, 31].into(),
+        ssh_user: "root".into(),
+        ssh_port: 22,
     }
     .into()
 }
@@ -249,6 +266,7 @@ fn any_event() -> impl Strategy<Value = Event> {
                     attempt,
                     workflow_run_id: word.clone(),
                     run_url: word,
+                    held: flag,
                 }
                 .into(),
                 EventType::WorkflowDispatchFailed => WorkflowDispatchFailed {
@@ -349,6 +367,15 @@ fn any_event() -> impl Strategy<Value = Event> {
                     server_id: word,
                 }
                 .into(),
+                EventType::JobPriorityChanged => JobPriorityChanged {
+                    job_id,
+                    agent_id: Some(agent_id),
+                    node_id: None,
+                    priority: i16::try_from(second_at).unwrap(),
+                    changed_by: step,
+                    reason: word,
+                }
+                .into(),
                 EventType::InstanceRequested => {
                     InstanceRequested { instance_id, agent_id, job_id, region }.into()
                 }
@@ -357,6 +384,32 @@ fn any_event() -> impl Strategy<Value = Event> {
                     let missing = word.into_iter().collect();
                     InstanceStarted { instance_id, agent_id, job_id, server, missing }.into()
                 }
+                EventType::NodeRegistered => node_registered(),
+                EventType::NodeProvisioningRequested => {
+                    NodeProvisioningRequested { node_id: NODE, job_id }.into()
+                }
+                EventType::NodeActivated => NodeActivated { node_id: NODE, job_id }.into(),
+                EventType::NodeBecameUnreachable => {
+                    let outcome = Outcome::Failed;
+                    NodeBecameUnreachable { node_id: NODE, job_id, outcome }.into()
+                }
+                EventType::NodeDecommissionRequested => {
+                    NodeDecommissionRequested { node_id: NODE, job_id }.into()
+                }
+                EventType::NodeDecommissioned => {
+                    NodeDecommissioned { node_id: NODE, job_id }.into()
+                }
+                EventType::NodeDecommissionEnded => {
+                    let outcome = Outcome::Cancelled;
+                    NodeDecommissionEnded { node_id: NODE, job_id, outcome }.into()
+                }
+                EventType::NodeAddressTaken => {
+                    NodeAddressTaken { node_id: NODE, address: step }.into()
+                }
+                EventType::QueuePaused => {
+                    QueuePaused { paused_by: step.clone(), reason: step }.into()
+                }
+                EventType::QueueResumed => QueueResumed { resumed_by: step, reason: word }.into(),
                 EventType::CallbackRejected => CallbackRejected {
                     job_id: step,
                     kind: "step".into(),

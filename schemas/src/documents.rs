@@ -50,6 +50,17 @@ documents! {
     "InstanceRequested" v 1,
     "InstanceStarted" v 1,
     "CallbackRejected" v 1,
+    "JobPriorityChanged" v 1,
+    "NodeRegistered" v 1,
+    "NodeProvisioningRequested" v 1,
+    "NodeActivated" v 1,
+    "NodeBecameUnreachable" v 1,
+    "NodeDecommissionRequested" v 1,
+    "NodeDecommissioned" v 1,
+    "NodeDecommissionEnded" v 1,
+    "NodeAddressTaken" v 1,
+    "QueuePaused" v 1,
+    "QueueResumed" v 1,
 }
 
 macro_rules! node_examples {
@@ -80,6 +91,7 @@ node_examples! {
     "JobRetried" v 1,
     "JobCancelled" v 1,
     "LateCallbackRecorded" v 1,
+    "JobPriorityChanged" v 1,
 }
 
 /// The JSON Schema of a callback, by its kind's name. Source: `callbacks/<kind>.json`.

@@ -4,6 +4,7 @@
 //! asks), `events/<Name>.v1.json` and `golden/<Name>.v1.json` (a test asks). To change one:
 //! raise its version and add an upcaster from the old body; old golden examples stay.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -158,6 +159,8 @@ events! {
     JobCancelled = 20 v 1,
     /// A callback that came after its job or its attempt had ended.
     LateCallbackRecorded = 21 v 1,
+    /// Somebody moved a job up or down the queue.
+    JobPriorityChanged = 22 v 1,
     /// The dispatcher's word on an attempt's run.
     WorkflowRunObserved = 25 v 1,
     /// The dispatcher was asked to end a run that nobody wants any more.
@@ -168,6 +171,26 @@ events! {
     InstanceStarted = 31 v 1,
     /// A signed callback that belongs to no job.
     CallbackRejected = 40 v 1,
+    /// A node was made known.
+    NodeRegistered = 50 v 1,
+    /// A node is to be made ready.
+    NodeProvisioningRequested = 51 v 1,
+    /// A node is ready.
+    NodeActivated = 52 v 1,
+    /// Making a node ready came to nothing.
+    NodeBecameUnreachable = 53 v 1,
+    /// A node is to be given up.
+    NodeDecommissionRequested = 54 v 1,
+    /// A node was given up.
+    NodeDecommissioned = 55 v 1,
+    /// Giving a node up came to nothing.
+    NodeDecommissionEnded = 56 v 1,
+    /// A host name or an address now belongs to a node.
+    NodeAddressTaken = 57 v 1,
+    /// Somebody stopped the queue.
+    QueuePaused = 60 v 1,
+    /// Somebody let the queue go on.
+    QueueResumed = 61 v 1,
 }
 
 /// An agent was made. Stream: the agent.
@@ -295,6 +318,10 @@ pub struct WorkflowDispatched {
     /// Where a person can look at the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_url: Option<String>,
+    /// Whether the worker that holds the claim runs the attempt itself, under a lease that it
+    /// renews in the queue.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub held: bool,
 }
 
 /// The dispatcher did not take it; the job waits again. Stream: the job.
@@ -451,7 +478,7 @@ pub struct JobFailed {
     /// The attempt that failed.
     pub attempt: Attempt,
     /// A stable code: `WORKFLOW_FAILED`, `HEARTBEAT_TIMEOUT`, `ATTEMPT_TIMEOUT`, `DISPATCH_LOST`,
-    /// `RUN_ENDED`.
+    /// `RUN_ENDED`, `WORKER_LOST`, or one of the tool that failed.
     pub error_code: String,
     /// The tool's last words, at most 10 KiB.
     pub error_message: String,
@@ -511,6 +538,26 @@ pub struct JobCancelled {
     pub attempt: Attempt,
     /// Who ended it.
     pub cancelled_by: String,
+    /// Why, where they said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Somebody moved a job up or down the queue. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobPriorityChanged {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent; absent where it changes a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node; absent where it changes an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// Its priority from now on; the highest is claimed first.
+    pub priority: i16,
+    /// Who moved it.
+    pub changed_by: String,
     /// Why, where they said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -624,6 +671,113 @@ pub struct CallbackRejected {
     pub kind: String,
     /// Why it belongs to no job.
     pub reason: NotApplied,
+}
+
+/// A node was made known. Stream: the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRegistered {
+    /// The new node.
+    pub node_id: NodeId,
+    /// Its host name, in small letters.
+    pub hostname: String,
+    /// Its public address.
+    pub public_ip: IpAddr,
+    /// Whom to log in as.
+    pub ssh_user: String,
+    /// Where its SSH server listens.
+    pub ssh_port: u16,
+}
+
+/// A node is to be made ready. Stream: the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeProvisioningRequested {
+    /// The node.
+    pub node_id: NodeId,
+    /// The job that does so.
+    pub job_id: JobId,
+}
+
+/// A node is ready. Stream: the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeActivated {
+    /// The node.
+    pub node_id: NodeId,
+    /// The job that made it so.
+    pub job_id: JobId,
+}
+
+/// Making a node ready came to nothing: nobody knows what it can do. Stream: the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeBecameUnreachable {
+    /// The node.
+    pub node_id: NodeId,
+    /// The job that ended.
+    pub job_id: JobId,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// A node is to be given up. Stream: the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDecommissionRequested {
+    /// The node.
+    pub node_id: NodeId,
+    /// The job that does so.
+    pub job_id: JobId,
+}
+
+/// A node was given up. Stream: the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDecommissioned {
+    /// The node.
+    pub node_id: NodeId,
+    /// The job that did so.
+    pub job_id: JobId,
+}
+
+/// Giving a node up came to nothing: it is what it was. Stream: the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDecommissionEnded {
+    /// The node.
+    pub node_id: NodeId,
+    /// The job that ended.
+    pub job_id: JobId,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// A host name or an address now belongs to a node, until that is decommissioned. Stream: derived
+/// from the name or address, so that two nodes cannot take it at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAddressTaken {
+    /// The node.
+    pub node_id: NodeId,
+    /// The host name or the address.
+    pub address: String,
+}
+
+/// Somebody stopped the queue: nothing more is claimed. Stream: the queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePaused {
+    /// Who stopped it.
+    pub paused_by: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Somebody let the queue go on. Stream: the queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueResumed {
+    /// Who let it.
+    pub resumed_by: String,
+    /// Why, where they said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 #[cfg(test)]

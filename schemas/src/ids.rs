@@ -41,7 +41,8 @@ macro_rules! uuid_newtype {
 }
 
 uuid_newtype! {
-    /// One stream of events: the history of one agent, node, job, instance or refused callback.
+    /// One stream of events: the history of one agent, node, job, instance or refused callback,
+    /// or of the queue.
     StreamId
 }
 uuid_newtype! {
@@ -59,6 +60,11 @@ uuid_newtype! {
 uuid_newtype! {
     /// An instance: the server one provisioning job is to build for an agent.
     InstanceId
+}
+
+impl StreamId {
+    /// The stream of the queue itself: when it was stopped and let go on.
+    pub const QUEUE: Self = Self(Uuid::from_u128(0x0000_0000_0000_8000_8000_0071_7565_7565));
 }
 
 macro_rules! has_stream {

@@ -179,6 +179,7 @@ async fn rehearse_first(app: &App) -> anyhow::Result<()> {
         region: None,
         max_attempts: app.config.limits.max_attempts(),
         retry_of: None,
+        reason: None,
     };
     execute::to_agent(app, agent_id, provision, metadata(job_id.0)).await?;
     Ok(())

@@ -28,6 +28,38 @@ pub enum Command {
     Retry {
         /// The job
         job_id: String,
+        /// Why
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Move a job up or down the queue
+    Prioritise {
+        /// The job
+        job_id: String,
+        /// From -100 to 100; the highest is claimed first
+        #[arg(allow_negative_numbers = true)]
+        priority: i16,
+        /// Why
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Claim nothing more; what runs goes on
+    Pause {
+        /// Why
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Let the queue go on
+    Resume {
+        /// Why
+        #[arg(long)]
+        reason: Option<String>,
         #[command(flatten)]
         server: Server,
     },
@@ -37,16 +69,27 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::List { status, server } => list(status, &server).await,
         Command::Cancel { job_id, reason, server } => {
-            let path = format!("/api/jobs/{job_id}/cancel");
-            println!("{}", server.client()?.post(&path, &json!({"reason": reason})).await?);
-            Ok(())
+            order(&server, &format!("/api/jobs/{job_id}/cancel"), &json!({"reason": reason})).await
         }
-        Command::Retry { job_id, server } => {
-            let path = format!("/api/jobs/{job_id}/retry");
-            println!("{}", server.client()?.post(&path, &json!({})).await?);
-            Ok(())
+        Command::Retry { job_id, reason, server } => {
+            order(&server, &format!("/api/jobs/{job_id}/retry"), &json!({"reason": reason})).await
+        }
+        Command::Prioritise { job_id, priority, reason, server } => {
+            let body = json!({"priority": priority, "reason": reason});
+            order(&server, &format!("/api/jobs/{job_id}/priority"), &body).await
+        }
+        Command::Pause { reason, server } => {
+            order(&server, "/api/queue/pause", &json!({"reason": reason})).await
+        }
+        Command::Resume { reason, server } => {
+            order(&server, "/api/queue/resume", &json!({"reason": reason})).await
         }
     }
+}
+
+async fn order(server: &Server, path: &str, body: &Value) -> anyhow::Result<()> {
+    println!("{}", server.client()?.post(path, body).await?);
+    Ok(())
 }
 
 async fn list(status: Option<String>, server: &Server) -> anyhow::Result<()> {
@@ -58,9 +101,11 @@ async fn list(status: Option<String>, server: &Server) -> anyhow::Result<()> {
     for job in answer["jobs"].as_array().into_iter().flatten() {
         let text = |name: &str| job[name].as_str().unwrap_or("-").to_owned();
         println!(
-            "{}  {:<15}  attempt {} of {}  {}  {}",
+            "{}  {:<17}  {:<15}  priority {}  attempt {} of {}  {}  {}",
             text("id"),
+            text("job_type"),
             text("status"),
+            job["priority"],
             job["attempt_count"],
             job["max_attempts"],
             text("updated_at"),

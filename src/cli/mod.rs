@@ -39,7 +39,7 @@ enum Command {
     /// Follow or replay the event log
     #[command(subcommand)]
     Log(log::Command),
-    /// List, cancel or repeat jobs
+    /// List, cancel, repeat or move jobs; pause and resume the queue
     #[command(subcommand)]
     Jobs(jobs::Command),
     /// Make or revoke the tokens of programs

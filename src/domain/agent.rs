@@ -43,6 +43,8 @@ pub enum AgentCommand {
         max_attempts: u32,
         /// The ended job that is repeated by hand.
         retry_of: Option<JobId>,
+        /// Why it is.
+        reason: Option<String>,
     },
 }
 
@@ -89,7 +91,7 @@ pub fn decide(
         (None, AgentCommand::Provision { .. }) => Err(AgentRefusal::Unknown),
         (
             Some(agent),
-            AgentCommand::Provision { job_id, instance_id, region, max_attempts, retry_of },
+            AgentCommand::Provision { job_id, instance_id, region, max_attempts, retry_of, reason },
         ) => {
             if let Some(active) = agent.active_job {
                 return Err(AgentRefusal::Busy(active));
@@ -109,7 +111,7 @@ pub fn decide(
                     region: Some(region),
                     max_attempts,
                     retry_of,
-                    reason: None,
+                    reason,
                 }
                 .into(),
             ])
@@ -157,6 +159,7 @@ mod tests {
             region: region.map(str::to_owned),
             max_attempts: 4,
             retry_of: None,
+            reason: None,
         };
         decide(state, ID, command)
     }

@@ -14,18 +14,24 @@ use jiff::{SignedDuration, Timestamp};
 use milepost_projections::Job;
 use milepost_projections::job::{AttemptState, JobStatus};
 use milepost_schemas::event::{
-    HeartbeatRecorded, JobCancelled, JobFailed, JobRetried, JobSucceeded, LateCallbackRecorded,
-    NotApplied, Outcome, ProvisioningStarted, ProvisioningStepRecorded, Retry, WORKFLOW_FAILED,
-    WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+    HeartbeatRecorded, JobCancelled, JobFailed, JobPriorityChanged, JobRetried, JobSucceeded,
+    LateCallbackRecorded, NotApplied, Outcome, ProvisioningStarted, ProvisioningStepRecorded,
+    Retry, WORKFLOW_FAILED, WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
 };
 use milepost_schemas::{Attempt, Callback, CallbackKind, Event, Position};
+
+use serde_json::Value;
 
 use self::ends::ServerFacts;
 
 /// The bytes of an error that are kept: its last ones, where the cause stands.
 pub const ERROR_BYTES_MAX: usize = 10 * 1024;
 
-/// The bytes of a reason given for a cancellation.
+/// The highest priority a job can have; the lowest is its negative. Wide enough to put anything
+/// before or behind anything else.
+pub const PRIORITY_MAX: i16 = 100;
+
+/// The bytes of a reason that somebody gives.
 pub const REASON_BYTES_MAX: usize = 1_000;
 
 /// The dispatcher that can be asked for its runs. With any other, what was under way when its
@@ -78,30 +84,17 @@ pub enum JobCommand {
         /// The worker's process.
         locked_by: String,
     },
-    /// The dispatcher took the attempt.
-    Dispatched {
-        /// The attempt.
-        attempt: Attempt,
-        /// The run it became.
-        workflow_run_id: Option<String>,
-        /// Where to look at it.
-        run_url: Option<String>,
+    /// A word of the worker that claimed the attempt.
+    Report {
+        /// Where its claim stands in the log: the fencing token.
+        claim: Position,
+        /// What it says.
+        report: Report,
     },
-    /// The dispatcher refused the attempt; it may be tried again.
-    DispatchFailed {
-        /// The attempt.
-        attempt: Attempt,
-        /// In the dispatcher's words.
-        reason: String,
-        /// Before it is tried again.
-        delay: SignedDuration,
-        /// Whether it may have been taken all the same.
-        unresolved: bool,
-    },
-    /// The dispatcher's answer was lost, and it knows no such run: the attempt has failed.
-    DispatchLost {
-        /// The attempt.
-        attempt: Attempt,
+    /// The lease of an attempt that a worker runs itself is over, as the queue's row has it.
+    LeaseLapsed {
+        /// The claim it belonged to.
+        claim: Position,
     },
     /// The dispatcher's word on a run of an attempt.
     ObserveRun(RunSeen),
@@ -114,12 +107,14 @@ pub enum JobCommand {
         /// Why it did not take the request; `None` when it did.
         refusal: Option<String>,
     },
-    /// The attempt's run is over; was it all it had to say?
-    RunEnded {
-        /// The attempt.
-        attempt: Attempt,
-        /// How the run ended.
-        how: String,
+    /// Move it up or down the queue.
+    Prioritise {
+        /// The new priority.
+        priority: i16,
+        /// Who says so.
+        by: String,
+        /// Why.
+        reason: Option<String>,
     },
     /// Look whether a deadline is over or a retry is due.
     Tick,
@@ -129,6 +124,60 @@ pub enum JobCommand {
         by: String,
         /// Why.
         reason: Option<String>,
+    },
+}
+
+/// What the worker that claimed an attempt says of it. Anything it says after its claim is over is
+/// refused, however late it comes.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// The dispatcher took the attempt; its runner tells the rest by callbacks.
+    Dispatched {
+        /// The run it became.
+        workflow_run_id: Option<String>,
+        /// Where to look at it.
+        run_url: Option<String>,
+    },
+    /// The worker runs the attempt itself, under a lease.
+    Held {
+        /// The process it runs.
+        workflow_run_id: Option<String>,
+    },
+    /// The dispatcher refused the attempt; it may be tried again.
+    DispatchFailed {
+        /// In the dispatcher's words.
+        reason: String,
+        /// Before it is tried again.
+        delay: SignedDuration,
+        /// Whether it may have been taken all the same.
+        unresolved: bool,
+    },
+    /// The dispatcher's answer was lost, and it knows no such run: the attempt has failed.
+    DispatchLost,
+    /// The attempt has reached a step.
+    Step {
+        /// Its name.
+        step: String,
+        /// What there is to say of it.
+        metadata: Option<Arc<Value>>,
+    },
+    /// The attempt is done, and well.
+    Succeeded,
+    /// The attempt failed.
+    Failed {
+        /// A stable code.
+        code: &'static str,
+        /// The tool's own words.
+        message: String,
+        /// The phase that failed.
+        failed_step: Option<String>,
+        /// Whether another attempt may help.
+        retryable: bool,
+    },
+    /// The attempt's run is over; was it all it had to say?
+    RunEnded {
+        /// How the run ended.
+        how: String,
     },
 }
 
@@ -179,6 +228,13 @@ pub enum JobRefusal {
     /// It has ended, or is not waiting, or another attempt is under way.
     #[error("the job is {}", .0.as_str())]
     Status(JobStatus),
+    /// A worker speaks of a claim that is over: its lease lapsed, its attempt ended, or another
+    /// worker has claimed the job since.
+    #[error("the claim at position {0} is over")]
+    Fenced(Position),
+    /// There is no such priority.
+    #[error("a priority is a number from -{PRIORITY_MAX} to {PRIORITY_MAX}")]
+    Priority,
 }
 
 /// What a decision does.
@@ -217,18 +273,19 @@ pub fn decide(
         JobCommand::Claim { dispatcher, locked_by } => {
             claim(job, dispatcher, locked_by, now, limits)
         }
-        JobCommand::Dispatched { attempt, workflow_run_id, run_url } => {
-            Ok(dispatched(job, attempt, workflow_run_id, run_url, now, limits))
+        JobCommand::Report { claim, report } => {
+            fence(job, claim)?;
+            Ok(apply_report(job, report, now, limits))
         }
-        JobCommand::DispatchFailed { attempt, reason, delay, unresolved } => {
-            Ok(dispatch_failed(job, attempt, reason, now + delay, unresolved))
+        JobCommand::LeaseLapsed { claim } => {
+            fence(job, claim)?;
+            Ok(lapse(job, now, limits))
         }
-        JobCommand::DispatchLost { attempt } => Ok(dispatch_lost(job, attempt, now, limits)),
         JobCommand::ObserveRun(seen) => Ok(run::observe(job, seen, now, limits)),
         JobCommand::RecordRunCancel { attempt, workflow_run_id, refusal } => {
             Ok(run::record_cancel(job, attempt, workflow_run_id, refusal))
         }
-        JobCommand::RunEnded { attempt, how } => Ok(run_ended(job, attempt, &how, now, limits)),
+        JobCommand::Prioritise { priority, by, reason } => prioritise(job, priority, by, reason),
         JobCommand::Tick => Ok(tick(job, now, limits)),
         JobCommand::Cancel { by, reason } => cancel(job, by, reason, now),
     }
@@ -236,9 +293,17 @@ pub fn decide(
 
 /// When to look at the job again: when its attempt would be over time if nothing more is heard.
 pub fn deadline(attempt: &AttemptState, now: Timestamp, limits: &Limits) -> Timestamp {
-    let started = attempt.started_at.unwrap_or(now);
-    let heard = attempt.heard_at.unwrap_or(now);
-    (started + limits.attempt).min(heard + limits.silence)
+    let ends = attempt.started_at.unwrap_or(now) + limits.attempt;
+    if attempt.held {
+        // Its lease says whether anybody still works on it.
+        return ends;
+    }
+    ends.min(attempt.heard_at.unwrap_or(now) + limits.silence)
+}
+
+/// A worker may speak of its attempt as long as its claim holds, and no longer.
+fn fence(job: &Job, claim: Position) -> Result<(), JobRefusal> {
+    if job.claim == Some(claim) { Ok(()) } else { Err(JobRefusal::Fenced(claim)) }
 }
 
 fn record(job: &Job, callback: &Callback, now: Timestamp, limits: &Limits) -> JobDecision {
@@ -333,12 +398,6 @@ fn apply(
     limits: &Limits,
 ) -> JobDecision {
     let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
-    // The first word of a run moves its job from waiting to running; the later ones leave the
-    // queue alone, for their deadline is looked up when the earlier one is over.
-    let run = || {
-        (job.status != JobStatus::Running)
-            .then(|| (QueueState::Running, now + limits.silence.min(limits.attempt)))
-    };
     match &callback.kind {
         CallbackKind::Heartbeat => {
             let event = HeartbeatRecorded { job_id, agent_id, node_id, attempt };
@@ -347,13 +406,13 @@ fn apply(
         CallbackKind::Started => {
             let workflow_run_id = callback.workflow_run_id.clone();
             let event = ProvisioningStarted { job_id, agent_id, node_id, attempt, workflow_run_id };
-            JobDecision::applied(vec![event.into()], run())
+            JobDecision::applied(vec![event.into()], begun(job, now, limits))
         }
         CallbackKind::Step { step, metadata } => {
             let (step, metadata) = (step.clone(), metadata.clone());
             let event =
                 ProvisioningStepRecorded { job_id, agent_id, node_id, attempt, step, metadata };
-            JobDecision::applied(vec![event.into()], run())
+            JobDecision::applied(vec![event.into()], begun(job, now, limits))
         }
         CallbackKind::Done { server_id, server_ip, tailscale_ip } => {
             let facts = ServerFacts {
@@ -370,6 +429,7 @@ fn apply(
                 failed_step: failed_step.clone(),
                 step: step.clone(),
                 server_id: server_id.clone(),
+                retryable: true,
             };
             fail(job, failure, now, limits)
         }
@@ -377,6 +437,13 @@ fn apply(
             keep(job, attempt, &callback.kind, NotApplied::UnknownStatus)
         }
     }
+}
+
+/// The first word of a run moves its job from waiting to running; the later ones leave the queue
+/// alone, for their deadline is looked up when the earlier one is over.
+fn begun(job: &Job, now: Timestamp, limits: &Limits) -> Option<(QueueState, Timestamp)> {
+    (job.status != JobStatus::Running)
+        .then(|| (QueueState::Running, now + limits.silence.min(limits.attempt)))
 }
 
 /// The job and what it changes, in one commit.
@@ -394,6 +461,7 @@ struct Failing {
     failed_step: Option<String>,
     step: Option<String>,
     server_id: Option<String>,
+    retryable: bool,
 }
 
 fn fail(job: &Job, failure: Failing, now: Timestamp, limits: &Limits) -> JobDecision {
@@ -402,7 +470,7 @@ fn fail(job: &Job, failure: Failing, now: Timestamp, limits: &Limits) -> JobDeci
     let (error_message, truncated) = last_words(&failure.message, ERROR_BYTES_MAX);
     let delay = limits.retry_delays.get(attempt.0 as usize - 1);
     let retry = delay
-        .filter(|_| attempt.0 < job.max_attempts)
+        .filter(|_| failure.retryable && attempt.0 < job.max_attempts)
         .map(|delay| Retry { attempt: attempt.next(), run_after: now + *delay });
     let failed = JobFailed {
         job_id,
@@ -450,17 +518,61 @@ fn claim(
     Ok(JobDecision::applied(vec![event.into()], Some((QueueState::Dispatching, lease_until))))
 }
 
+fn apply_report(job: &Job, report: Report, now: Timestamp, limits: &Limits) -> JobDecision {
+    let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
+    let attempt = job.attempt().number;
+    match report {
+        Report::Dispatched { workflow_run_id, run_url } => {
+            dispatched(job, workflow_run_id, run_url, now, limits)
+        }
+        Report::Held { workflow_run_id } => {
+            let event = WorkflowDispatched {
+                job_id,
+                agent_id,
+                node_id,
+                attempt,
+                workflow_run_id,
+                run_url: None,
+                held: true,
+            };
+            let lease_until = now + limits.lease;
+            JobDecision::applied(vec![event.into()], Some((QueueState::Running, lease_until)))
+        }
+        // Its run has spoken, or was found by somebody else: it was dispatched after all.
+        Report::DispatchFailed { .. } | Report::DispatchLost if !awaits_dispatch(job) => {
+            JobDecision::nothing()
+        }
+        Report::DispatchFailed { reason, delay, unresolved } => {
+            dispatch_failed(job, reason, now + delay, unresolved)
+        }
+        // It is not dispatched again: that its run is not listed does not prove that there is
+        // none. The next attempt's number makes the gate stop this one, should it begin after all.
+        Report::DispatchLost => {
+            let message = "The dispatcher's answer was lost, and it lists no such run".to_owned();
+            fail(job, overdue(job, DISPATCH_LOST, message), now, limits)
+        }
+        Report::Step { step, metadata } => {
+            let event =
+                ProvisioningStepRecorded { job_id, agent_id, node_id, attempt, step, metadata };
+            JobDecision::applied(vec![event.into()], begun(job, now, limits))
+        }
+        Report::Succeeded => succeed(job, ServerFacts::default(), now),
+        Report::Failed { code, message, failed_step, retryable } => {
+            let failing =
+                Failing { code, message, failed_step, step: None, server_id: None, retryable };
+            fail(job, failing, now, limits)
+        }
+        Report::RunEnded { how } => run_ended(job, &how, now, limits),
+    }
+}
+
 fn dispatched(
     job: &Job,
-    attempt: Attempt,
     workflow_run_id: Option<String>,
     run_url: Option<String>,
     now: Timestamp,
     limits: &Limits,
 ) -> JobDecision {
-    if job.status.is_ended() || job.attempt().number != attempt {
-        return JobDecision::nothing();
-    }
     // Whoever looks for a run may find what another has found.
     let known = job.attempt();
     let news = job.lease_until.is_some()
@@ -470,37 +582,39 @@ fn dispatched(
         return JobDecision::nothing();
     }
     let (agent_id, node_id) = job.subject.ids();
-    let event =
-        WorkflowDispatched { job_id: job.id, agent_id, node_id, attempt, workflow_run_id, run_url };
+    let event = WorkflowDispatched {
+        job_id: job.id,
+        agent_id,
+        node_id,
+        attempt: known.number,
+        workflow_run_id,
+        run_url,
+        held: false,
+    };
     // The run may have spoken before the dispatcher's answer came: it is watched already then.
     let queue = (job.status == JobStatus::Dispatching)
-        .then(|| (QueueState::Running, deadline(job.attempt(), now, limits)));
+        .then(|| (QueueState::Running, deadline(known, now, limits)));
     JobDecision::applied(vec![event.into()], queue)
 }
 
-/// Whether nobody knows yet what became of an attempt's dispatch. Its run may have spoken, or been
+/// Whether nobody knows yet what became of the attempt's dispatch. Its run may have spoken, or been
 /// found by somebody else, before its dispatcher says that there is none.
-fn awaits_dispatch(job: &Job, attempt: Attempt) -> bool {
-    let waits = job.status == JobStatus::Dispatching && job.lease_until.is_some();
-    waits && job.attempt().number == attempt
+fn awaits_dispatch(job: &Job) -> bool {
+    job.status == JobStatus::Dispatching && job.lease_until.is_some()
 }
 
 fn dispatch_failed(
     job: &Job,
-    attempt: Attempt,
     reason: String,
     run_after: Timestamp,
     unresolved: bool,
 ) -> JobDecision {
-    if !awaits_dispatch(job, attempt) {
-        return JobDecision::nothing();
-    }
-    let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
+    let (agent_id, node_id) = job.subject.ids();
     let event = WorkflowDispatchFailed {
-        job_id,
+        job_id: job.id,
         agent_id,
         node_id,
-        attempt,
+        attempt: job.attempt().number,
         reason,
         run_after,
         unresolved,
@@ -508,29 +622,19 @@ fn dispatch_failed(
     JobDecision::applied(vec![event.into()], Some((QueueState::Queued, run_after)))
 }
 
-/// The attempt is not dispatched again: that its run is not listed does not prove that there is
-/// none. The next attempt's number makes the gate stop this one, should it begin after all.
-fn dispatch_lost(job: &Job, attempt: Attempt, now: Timestamp, limits: &Limits) -> JobDecision {
-    if !awaits_dispatch(job, attempt) {
-        return JobDecision::nothing();
-    }
-    let message = "The dispatcher's answer was lost, and it lists no such run".to_owned();
-    fail(job, overdue(job, DISPATCH_LOST, message), now, limits)
-}
-
-fn run_ended(
-    job: &Job,
-    attempt: Attempt,
-    how: &str,
-    now: Timestamp,
-    limits: &Limits,
-) -> JobDecision {
-    let under_way = matches!(job.status, JobStatus::Dispatching | JobStatus::Running);
-    if !under_way || job.attempt().number != attempt {
-        return JobDecision::nothing();
-    }
+fn run_ended(job: &Job, how: &str, now: Timestamp, limits: &Limits) -> JobDecision {
     let message = format!("The run ended without saying how it went: {how}");
     fail(job, overdue(job, "RUN_ENDED", message), now, limits)
+}
+
+/// The worker that runs the attempt itself has stopped renewing its lease.
+fn lapse(job: &Job, now: Timestamp, limits: &Limits) -> JobDecision {
+    if !job.attempt().held {
+        return JobDecision::nothing();
+    }
+    let worker = job.locked_by.as_deref().unwrap_or("that ran the attempt");
+    let message = format!("The worker {worker} was not heard of for {:#}", limits.lease);
+    fail(job, overdue(job, "WORKER_LOST", message), now, limits)
 }
 
 fn tick(job: &Job, now: Timestamp, limits: &Limits) -> JobDecision {
@@ -548,7 +652,7 @@ fn tick(job: &Job, now: Timestamp, limits: &Limits) -> JobDecision {
         JobStatus::Dispatching if job.lease_until.is_some_and(|until| until <= now) => {
             let message = "The worker that was to start the workflow vanished".to_owned();
             if attempt.dispatcher.as_deref() == Some(LISTS_RUNS) {
-                return dispatch_failed(job, attempt.number, message, now, true);
+                return dispatch_failed(job, message, now, true);
             }
             fail(job, overdue(job, DISPATCH_LOST, message), now, limits)
         }
@@ -558,7 +662,7 @@ fn tick(job: &Job, now: Timestamp, limits: &Limits) -> JobDecision {
                 let message = format!("The attempt took longer than {:#}", limits.attempt);
                 return fail(job, overdue(job, "ATTEMPT_TIMEOUT", message), now, limits);
             }
-            if heard.is_some_and(|heard| heard + limits.silence <= now) {
+            if !attempt.held && heard.is_some_and(|heard| heard + limits.silence <= now) {
                 let message = format!("Nothing was heard for {:#}", limits.silence);
                 return fail(job, overdue(job, "HEARTBEAT_TIMEOUT", message), now, limits);
             }
@@ -574,7 +678,7 @@ fn tick(job: &Job, now: Timestamp, limits: &Limits) -> JobDecision {
 fn overdue(job: &Job, code: &'static str, message: String) -> Failing {
     let unknown = job.attempt().progress.current_step.is_none();
     let failed_step = unknown.then(|| "provision".to_owned());
-    Failing { code, message, failed_step, step: None, server_id: None }
+    Failing { code, message, failed_step, step: None, server_id: None, retryable: true }
 }
 
 fn cancel(
@@ -587,14 +691,49 @@ fn cancel(
         return Err(JobRefusal::Status(job.status));
     }
     let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
-    let reason = reason
-        .map(|reason| last_words(reason.trim(), REASON_BYTES_MAX).0)
-        .filter(|reason| !reason.is_empty());
-    let attempt = job.attempt().number;
+    let (reason, attempt) = (reason.and_then(said), job.attempt().number);
     let cancelled = JobCancelled { job_id, agent_id, node_id, attempt, cancelled_by: by, reason };
     let mut events = vec![cancelled.into()];
     events.extend(ends::ended(job, Outcome::Cancelled));
     Ok(JobDecision::applied(events, Some((QueueState::Ended, now))))
+}
+
+/// Only a job that waits has a place in the queue to change; a later attempt waits there again.
+fn prioritise(
+    job: &Job,
+    priority: i16,
+    changed_by: String,
+    reason: Option<String>,
+) -> Result<JobDecision, JobRefusal> {
+    if job.status.is_ended() {
+        return Err(JobRefusal::Status(job.status));
+    }
+    if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&priority) {
+        return Err(JobRefusal::Priority);
+    }
+    if job.priority == priority {
+        return Ok(JobDecision::nothing());
+    }
+    let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
+    let reason = reason.and_then(said);
+    let event = JobPriorityChanged { job_id, agent_id, node_id, priority, changed_by, reason };
+    let state = match job.status {
+        JobStatus::Queued => Some(QueueState::Queued),
+        JobStatus::RetryScheduled => Some(QueueState::Retry),
+        JobStatus::Dispatching
+        | JobStatus::Running
+        | JobStatus::Succeeded
+        | JobStatus::Failed
+        | JobStatus::Cancelled => None,
+    };
+    let due_at = job.run_after.unwrap_or(job.attempt().queued_at);
+    Ok(JobDecision::applied(vec![event.into()], state.map(|state| (state, due_at))))
+}
+
+/// A reason somebody gave, within its bounds; none where they said nothing.
+pub fn said(reason: String) -> Option<String> {
+    let (reason, _) = last_words(reason.trim(), REASON_BYTES_MAX);
+    (!reason.is_empty()).then_some(reason)
 }
 
 /// The last `bytes_max` bytes of some words, cut where a character begins; and whether any were

@@ -4,8 +4,12 @@
 
 pub mod agent;
 pub mod job;
+pub mod node;
+pub mod queue;
 pub mod server;
 
 pub use agent::AgentCommand;
-pub use job::{JobAnswer, JobCommand, Limits, QueueState};
+pub use job::{JobAnswer, JobCommand, Limits, QueueState, Report};
+pub use node::NodeCommand;
+pub use queue::QueueCommand;
 pub use server::{AttemptId, ServerIdentity};

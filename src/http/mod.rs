@@ -41,8 +41,16 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/api/jobs", &["get"]),
     ("/api/jobs/{id}", &["get"]),
     ("/api/jobs/{id}/cancel", &["post"]),
+    ("/api/jobs/{id}/priority", &["post"]),
     ("/api/jobs/{id}/retry", &["post"]),
     ("/api/jobs/{id}/stream", &["get"]),
+    ("/api/nodes", &["get", "post"]),
+    ("/api/nodes/{id}", &["get"]),
+    ("/api/nodes/{id}/provision", &["post"]),
+    ("/api/nodes/{id}/decommission", &["post"]),
+    ("/api/queue", &["get"]),
+    ("/api/queue/pause", &["post"]),
+    ("/api/queue/resume", &["post"]),
     ("/api/events", &["get"]),
     ("/api/events/stream", &["get"]),
     ("/api/stream", &["get"]),
@@ -66,8 +74,16 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/jobs", get(api::jobs::list))
         .route("/api/jobs/{id}", get(api::jobs::show))
         .route("/api/jobs/{id}/cancel", post(api::jobs::cancel))
+        .route("/api/jobs/{id}/priority", post(api::jobs::priority))
         .route("/api/jobs/{id}/retry", post(api::jobs::retry))
         .route("/api/jobs/{id}/stream", get(api::streams::job))
+        .route("/api/nodes", get(api::nodes::list).post(api::nodes::create))
+        .route("/api/nodes/{id}", get(api::nodes::show))
+        .route("/api/nodes/{id}/provision", post(api::nodes::provision))
+        .route("/api/nodes/{id}/decommission", post(api::nodes::decommission))
+        .route("/api/queue", get(api::queue::show))
+        .route("/api/queue/pause", post(api::queue::pause))
+        .route("/api/queue/resume", post(api::queue::resume))
         .route("/api/events", get(api::events::list))
         .route("/api/events/stream", get(api::streams::events))
         .route("/api/stream", get(api::streams::page))

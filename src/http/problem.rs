@@ -6,6 +6,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::domain::agent::AgentRefusal;
+use crate::domain::job::JobRefusal;
+use crate::domain::node::NodeRefusal;
+use crate::domain::queue::QueueRefusal;
 use crate::execute::ExecuteError;
 use crate::log::DatabaseError;
 
@@ -110,6 +113,12 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, kind, "Conflict", detail)
     }
 
+    /// 422: it could be read, and cannot be done.
+    fn refused(why: &impl ToString) -> Self {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Self::new(status, "refused", "The order is refused", why.to_string())
+    }
+
     /// 503: nothing was acknowledged; come back.
     pub fn unavailable() -> Self {
         let detail = "The log cannot be reached; nothing was acknowledged, try again";
@@ -138,7 +147,10 @@ impl From<ExecuteError> for Problem {
     fn from(error: ExecuteError) -> Self {
         match error {
             ExecuteError::UnknownJob => Self::not_found("job"),
-            ExecuteError::Job(refusal) => Self::conflict("job-status", refusal.to_string()),
+            ExecuteError::Job(refusal @ JobRefusal::Priority) => Self::refused(&refusal),
+            ExecuteError::Job(refusal @ (JobRefusal::Status(_) | JobRefusal::Fenced(_))) => {
+                Self::conflict("job-status", refusal.to_string())
+            }
             ExecuteError::Agent(AgentRefusal::Unknown) => Self::not_found("agent"),
             ExecuteError::Agent(refusal @ AgentRefusal::Busy(job)) => {
                 Self::conflict("agent-busy", refusal.to_string()).with("job_id", job.to_string())
@@ -147,11 +159,33 @@ impl From<ExecuteError> for Problem {
                 Self::conflict("agent-exists", refusal.to_string())
             }
             ExecuteError::Agent(refusal @ (AgentRefusal::Name | AgentRefusal::Region)) => {
-                let status = StatusCode::UNPROCESSABLE_ENTITY;
-                Self::new(status, "refused", "The order is refused", refusal.to_string())
+                Self::refused(&refusal)
             }
-            ExecuteError::Busy => Self::conflict("agent-busy", error.to_string()),
-            ExecuteError::Unavailable => Self::unavailable(),
+            ExecuteError::Node(NodeRefusal::Unknown) => Self::not_found("node"),
+            ExecuteError::Node(refusal @ NodeRefusal::Busy(job)) => {
+                Self::conflict("node-busy", refusal.to_string()).with("job_id", job.to_string())
+            }
+            ExecuteError::Node(refusal @ NodeRefusal::Exists(node)) => {
+                Self::conflict("node-exists", refusal.to_string()).with("node_id", node.to_string())
+            }
+            ExecuteError::Node(refusal @ NodeRefusal::Decommissioned) => {
+                Self::conflict("node-decommissioned", refusal.to_string())
+            }
+            ExecuteError::Node(
+                refusal @ (NodeRefusal::Hostname
+                | NodeRefusal::PublicIp
+                | NodeRefusal::SshUser
+                | NodeRefusal::SshPort),
+            ) => Self::refused(&refusal),
+            ExecuteError::Queue(QueueRefusal::Reason) => {
+                Self::bad_request(QueueRefusal::Reason.to_string())
+            }
+            ExecuteError::Queue(refusal @ (QueueRefusal::Paused | QueueRefusal::NotPaused)) => {
+                Self::conflict("queue-paused", refusal.to_string())
+            }
+            ExecuteError::Busy("node") => Self::conflict("node-busy", error.to_string()),
+            ExecuteError::Busy(_) => Self::conflict("agent-busy", error.to_string()),
+            ExecuteError::Moved | ExecuteError::Unavailable => Self::unavailable(),
             ExecuteError::Database(error) => error.into(),
             ExecuteError::Unreadable(why) => {
                 tracing::error!(why, "an event cannot be read");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use jiff::Timestamp;
 use lru::LruCache;
-use milepost_schemas::{Event, Position, StreamId};
+use milepost_schemas::{Event, EventType, Position, StreamId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
@@ -289,6 +289,7 @@ impl Appender {
                 };
                 moved.insert(*stream, current);
             }
+            let mut queue = item.decision.queue.clone();
             for (stream, event) in &item.decision.events {
                 let version = moved.entry(*stream).or_default();
                 *version += 1;
@@ -297,8 +298,13 @@ impl Appender {
                 let kind = event.event_type();
                 plan.types.push(kind.code());
                 plan.schema_versions.push(kind.schema_version());
+                if kind == EventType::WorkflowDispatchRequested
+                    && let Some(row) = &mut queue
+                {
+                    row.claim_ordinal = Some(plan.streams.len() as i32);
+                }
             }
-            plan.queue.extend(item.decision.queue.clone());
+            plan.queue.extend(queue);
             plan.items.push(item);
         }
         for (stream, version) in certain {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use milepost_projections::Recorded;
 use milepost_schemas::{
-    AgentId, DecodeError, Event, EventType, JobId, Metadata, Position, StreamId,
+    AgentId, DecodeError, Event, EventType, JobId, Metadata, NodeId, Position, StreamId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +86,7 @@ pub struct Decision {
     pub queue: Option<QueueRow>,
 }
 
-/// A job's row in the queue. Source: `migrations/V2__queue.sql`.
+/// A job's row in the queue. Source: `migrations/V2__queue.sql`, `V7__nodes_and_priorities.sql`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct QueueRow {
     /// The job.
@@ -95,10 +95,16 @@ pub struct QueueRow {
     pub job_type: String,
     /// The agent it changes.
     pub agent_id: Option<AgentId>,
+    /// The node it changes.
+    pub node_id: Option<NodeId>,
     /// What the row waits for; `ended` removes it.
     pub state: &'static str,
     /// When to look at the job next.
     pub due_at: Timestamp,
+    /// Which of those that wait is claimed first: the highest.
+    pub priority: i16,
+    /// For a claim: which event of the batch it is, from 1. The appender counts.
+    pub claim_ordinal: Option<i32>,
 }
 
 /// An event in the log, in the bytes it is stored in; what is made of them is made once.

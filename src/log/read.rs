@@ -134,6 +134,21 @@ impl Log {
         Ok(rows.iter().map(|row| committed(epoch, row)).collect())
     }
 
+    /// Reads the latest event of a stream, if there is one.
+    ///
+    /// # Errors
+    /// [`DatabaseError`] when the database cannot be asked.
+    pub async fn read_latest(&self, stream: StreamId) -> Result<Option<Committed>, DatabaseError> {
+        let client = self.database.get().await?;
+        let statement = client
+            .prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM event WHERE stream_id = $1 ORDER BY version DESC LIMIT 1"
+            ))
+            .await?;
+        let row = client.query_opt(&statement, &[&stream.0]).await?;
+        Ok(row.map(|row| committed(self.feed.epoch(), &row)))
+    }
+
     /// Reads whole streams, by position.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod doubles;
 mod faults;
 mod github_dispatch;
 mod harness;
+mod leases;
 mod postgres;
 mod rehearsal;
 mod routes;

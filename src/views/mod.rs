@@ -10,14 +10,14 @@ use milepost_projections::board::Boards;
 use milepost_projections::job::{JobStatus, Jobs};
 use milepost_projections::steps::COUNT;
 use milepost_projections::usual::JOBS_MAX;
-use milepost_projections::{Board, Job, Projection, UsualDuration, usual};
-use milepost_schemas::{AgentId, Event, JobId, Position, StreamId};
+use milepost_projections::{Board, Job, NodeRow, Projection, UsualDuration, usual};
+use milepost_schemas::{AgentId, Event, JobId, NodeId, Position, StreamId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::execute::{ExecuteError, unreadable};
-use crate::log::{Database, DatabaseError, Log};
+use crate::log::{Committed, Database, DatabaseError, Log};
 
 pub use runner::start;
 
@@ -50,13 +50,24 @@ impl Views {
         Self { database, wanted: Arc::default(), usual: Arc::default() }
     }
 
-    /// All agents by name of row, at least as new as `at_least` if the view gets there in 1 s; and
-    /// up to where they are whole.
+    /// All agents, as [`Self::rows`] has them.
     ///
     /// # Errors
     /// [`ExecuteError::Database`] when the view cannot be read.
     pub async fn boards(&self, at_least: Position) -> Result<(Vec<Board>, Position), ExecuteError> {
-        let position = self.catch_up(Boards::NAME, Boards::VERSION, at_least).await?;
+        self.rows::<Boards>(at_least).await
+    }
+
+    /// The newest rows of a view, at least as new as `at_least` if it gets there in 1 s; and up to
+    /// where they are whole.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Database`] when the view cannot be read.
+    pub async fn rows<P: Projection>(
+        &self,
+        at_least: Position,
+    ) -> Result<(Vec<P::State>, Position), ExecuteError> {
+        let position = self.catch_up(P::NAME, P::VERSION, at_least).await?;
         let client = self.database.get().await?;
         let statement = client
             .prepare_cached(
@@ -67,11 +78,11 @@ impl Views {
             .map_err(DatabaseError::from)?;
         let limit = LIST_ROWS_MAX as i64;
         let rows = client
-            .query(&statement, &[&Boards::NAME, &Boards::VERSION, &limit])
+            .query(&statement, &[&P::NAME, &P::VERSION, &limit])
             .await
             .map_err(DatabaseError::from)?;
-        let boards: Result<_, _> = rows.iter().map(|row| state(row.get(0))).collect();
-        Ok((boards?, position))
+        let rows: Result<_, _> = rows.iter().map(|row| state(row.get(0))).collect();
+        Ok((rows?, position))
     }
 
     /// The newest jobs, by status if one is given, before `before` if one is.
@@ -200,6 +211,44 @@ pub async fn read_board(log: &Log, id: AgentId) -> Result<Option<Board>, Execute
         board.fold(&recorded);
     }
     Ok(board.agent.is_some().then_some(board))
+}
+
+/// Reads one node with its latest job from the log, as fresh as the database is.
+///
+/// # Errors
+/// [`ExecuteError`] when the log cannot be read.
+pub async fn read_node(log: &Log, id: NodeId) -> Result<Option<NodeRow>, ExecuteError> {
+    let node_events = log.read_streams(&[id.stream()]).await?;
+    let events = match jobs_of(&node_events).last() {
+        Some(job) => log.read_streams(&[id.stream(), job.stream()]).await?,
+        None => node_events,
+    };
+    let mut row = NodeRow::default();
+    for event in &events {
+        let recorded = event.recorded().map_err(|error| unreadable(event, error))?;
+        row.fold(&recorded);
+    }
+    Ok(row.node.is_some().then_some(row))
+}
+
+/// The streams that tell all about a node: its own, and those of its jobs.
+///
+/// # Errors
+/// [`DatabaseError`] when the log cannot be read.
+pub async fn streams_of_node(log: &Log, id: NodeId) -> Result<Vec<StreamId>, DatabaseError> {
+    let events = log.read_streams(&[id.stream()]).await?;
+    let jobs = jobs_of(&events).into_iter().map(JobId::stream);
+    Ok(std::iter::once(id.stream()).chain(jobs).collect())
+}
+
+/// The jobs that a node's stream names, in order.
+fn jobs_of(events: &[Committed]) -> Vec<JobId> {
+    let job = |event: &Committed| match event.event() {
+        Ok(Event::NodeProvisioningRequested(order)) => Some(order.job_id),
+        Ok(Event::NodeDecommissionRequested(order)) => Some(order.job_id),
+        _ => None,
+    };
+    events.iter().filter_map(job).collect()
 }
 
 /// The streams that tell all about an agent: its own, and those of its jobs and instances.

@@ -12,6 +12,7 @@ use lru::LruCache;
 use milepost_projections::Projection;
 use milepost_projections::board::Boards;
 use milepost_projections::job::Jobs;
+use milepost_projections::node::Nodes;
 use milepost_schemas::{Position, StreamId};
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
@@ -72,6 +73,7 @@ async fn lead_once(app: &App) -> Result<(), DatabaseError> {
     tokio::select! {
         result = View::<Boards>::run(app) => result,
         result = View::<Jobs>::run(app) => result,
+        result = View::<Nodes>::run(app) => result,
         () = async { while gone.recv().await.is_some() {} } => Ok(()),
     }
 }

@@ -1,10 +1,12 @@
 //! Work: takes what is due from the queue, has it dispatched, and sees deadlines through.
 //!
-//! One loop looks at whatever row is due: a queued job is claimed and dispatched; for the others
-//! the job itself decides whether a lease, a deadline or a retry is over. The claim is an event at
-//! the version that was read, so of two workers one is refused by the log itself.
+//! One loop looks at whatever row is due: a queued job is claimed and dispatched, unless somebody
+//! has stopped the queue; for the others the job itself decides whether a lease, a deadline or a
+//! retry is over. The claim is an event at the version that was read, so of two workers one is
+//! refused by the log itself; its position is the fencing token of all that its worker says.
 
 pub mod dispatch;
+pub mod lease;
 pub mod runs;
 pub mod servers;
 
@@ -13,12 +15,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use milepost_projections::{Job, JobStatus};
-use milepost_schemas::{JobId, Metadata};
+use milepost_schemas::{JobId, Metadata, Position};
 use tokio::sync::Semaphore;
+use tokio_postgres::types::ToSql;
 
 use crate::app::App;
 use crate::config::{DISPATCHES_AT_ONCE, Dispatcher};
-use crate::domain::job::deadline;
+use crate::domain::job::{JobRefusal, deadline};
 use crate::domain::{JobAnswer, JobCommand};
 use crate::execute::{self, ExecuteError};
 use crate::log::DatabaseError;
@@ -75,38 +78,74 @@ async fn run(app: Arc<App>, worker: String, places: Arc<Semaphore>) {
 }
 
 /// Looks at everything that is due; returns how many jobs have not ended.
-async fn round(
+async fn round(app: &Arc<App>, worker: &str, places: &Arc<Semaphore>) -> Result<i64, ExecuteError> {
+    sweep(app).await?;
+    claim_some(app, worker, places).await?;
+    let client = app.log.database().get().await?;
+    let active = client.query_one("SELECT count(*) FROM queue", &[]).await;
+    Ok(active.map_err(DatabaseError::from)?.get(0))
+}
+
+/// Looks at the jobs that wait for no claim: leases, deadlines and retries. A pause holds none of
+/// them up.
+async fn sweep(app: &App) -> Result<(), ExecuteError> {
+    let now = app.clock.now();
+    let sql = "SELECT job_id FROM queue WHERE due_at <= $1 AND state <> 'queued' \
+               ORDER BY due_at LIMIT $2";
+    for job in due(app, sql, &[&now, &ROUND_ROWS_MAX]).await? {
+        log(job, look(app, job, now).await);
+    }
+    Ok(())
+}
+
+/// Claims as many of the jobs that wait as there are places for.
+async fn claim_some(
     app: &Arc<App>,
     worker: &str,
     places: &Arc<Semaphore>,
-) -> Result<i64, DatabaseError> {
-    let now = app.clock.now();
-    let client = app.log.database().get().await?;
-    let statement = client
-        .prepare_cached(
-            "SELECT job_id, state FROM queue WHERE due_at <= $1 AND (state <> 'queued' OR $2) \
-             ORDER BY due_at LIMIT $3",
-        )
-        .await?;
-    let dispatches = app.config.dispatcher.name().is_some();
-    let rows = client.query(&statement, &[&now, &dispatches, &ROUND_ROWS_MAX]).await?;
-    let active = client.query_one("SELECT count(*) FROM queue", &[]).await?.get(0);
-    drop(client);
-    for row in rows {
-        let job = JobId(row.get(0));
-        let outcome = match row.get::<_, &str>(1) {
-            "queued" => match Arc::clone(places).try_acquire_owned() {
-                Ok(place) => dispatch::claim(app, job, worker, place).await,
-                Err(_) => continue,
-            },
-            _ => look(app, job, now).await,
-        };
-        if let Err(error) = outcome {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(%job, error, "a job cannot be looked at");
-        }
+) -> Result<(), ExecuteError> {
+    if app.config.dispatcher.name().is_none() || places.available_permits() == 0 {
+        return Ok(());
     }
-    Ok(active)
+    let (queue_version, queue) = execute::read_queue(&app.log).await?;
+    if queue.paused.is_some() {
+        return Ok(());
+    }
+    for job in claimable(app, places.available_permits()).await? {
+        let Ok(place) = Arc::clone(places).try_acquire_owned() else { break };
+        log(job, dispatch::claim(app, job, worker, queue_version, place).await);
+    }
+    Ok(())
+}
+
+/// Up to `limit` jobs that wait to be claimed: the highest priority first, then the one that has
+/// been due for longest.
+///
+/// # Errors
+/// [`DatabaseError`] when the queue cannot be read.
+pub async fn claimable(app: &App, limit: usize) -> Result<Vec<JobId>, DatabaseError> {
+    let sql = "SELECT job_id FROM queue WHERE state = 'queued' AND due_at <= $1 \
+               ORDER BY priority DESC, due_at LIMIT $2";
+    due(app, sql, &[&app.clock.now(), &(limit as i64)]).await
+}
+
+/// The jobs of some rows of the queue.
+async fn due(
+    app: &App,
+    sql: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<JobId>, DatabaseError> {
+    let client = app.log.database().get().await?;
+    let statement = client.prepare_cached(sql).await?;
+    let rows = client.query(&statement, parameters).await?;
+    Ok(rows.iter().map(|row| JobId(row.get(0))).collect())
+}
+
+fn log(job: JobId, outcome: Result<(), ExecuteError>) {
+    if let Err(error) = outcome {
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(%job, error, "a job cannot be looked at");
+    }
 }
 
 /// Looks whether a job's lease, deadline or pause is over; where not, says when it will be.
@@ -115,6 +154,10 @@ async fn look(app: &App, id: JobId, now: Timestamp) -> Result<(), ExecuteError> 
     match outcome {
         Ok(outcome) if outcome.answer == JobAnswer::Nothing => {
             let Some(job) = execute::read_job(&app.log, id).await? else { return Ok(()) };
+            if let Some(claim) = job.claim.filter(|_| job.attempt().held) {
+                // Its row is due: the worker that runs it has not renewed its lease.
+                return lapse(app, id, claim).await;
+            }
             let due_at = match job.status {
                 JobStatus::Running => deadline(job.attempt(), now, &app.config.limits),
                 JobStatus::Dispatching => job
@@ -137,6 +180,15 @@ async fn look(app: &App, id: JobId, now: Timestamp) -> Result<(), ExecuteError> 
             Ok(())
         }
         Ok(_) | Err(ExecuteError::UnknownJob) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends the attempt of a worker that was lost. One that has said its last word meanwhile was not.
+async fn lapse(app: &App, id: JobId, claim: Position) -> Result<(), ExecuteError> {
+    let command = JobCommand::LeaseLapsed { claim };
+    match execute::to_job(app, id, command, system(app, id)).await {
+        Ok(_) | Err(ExecuteError::Job(JobRefusal::Fenced(_))) => Ok(()),
         Err(error) => Err(error),
     }
 }

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use super::system;
 use crate::app::App;
 use crate::clients::github::{GithubError, RUNS_A_PAGE, Run};
-use crate::domain::JobCommand;
 use crate::domain::job::{RunSeen, unwanted};
+use crate::domain::{JobCommand, Report};
 use crate::execute::{self, ExecuteError, JobOutcome};
 use crate::log::Since;
 
@@ -160,9 +160,10 @@ async fn ask_for_others(
         match app.github.run(number, app.clock.now()).await? {
             Some(run) => look(app, *job_id, seen(&run, attempt.number)).await,
             None => {
+                let Some(claim) = job.claim else { continue };
                 let how = "GitHub knows the run no more".to_owned();
-                let command = JobCommand::RunEnded { attempt: attempt.number, how };
-                tell(app, *job_id, command).await;
+                let report = Report::RunEnded { how };
+                tell(app, *job_id, JobCommand::Report { claim, report }).await;
             }
         }
     }

@@ -3,8 +3,11 @@
 use milepost_projections::{Job, Subject};
 use milepost_schemas::Event;
 use milepost_schemas::event::{
-    AgentActivated, InstanceStarted, Outcome, ProvisioningEnded, Server,
+    AgentActivated, InstanceStarted, NodeActivated, NodeBecameUnreachable, NodeDecommissionEnded,
+    NodeDecommissioned, Outcome, ProvisioningEnded, Server,
 };
+
+use crate::domain::node::DECOMMISSION_NODE;
 
 /// What a finished workflow says of the server it built, each fact where it says it.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +46,10 @@ pub(super) fn succeeded(job: &Job, facts: ServerFacts) -> Vec<Event> {
                 AgentActivated { agent_id, job_id, instance_id }.into(),
             ]
         }
-        Subject::Node { .. } => Vec::new(),
+        Subject::Node { node_id } if job.job_type == DECOMMISSION_NODE => {
+            vec![NodeDecommissioned { node_id, job_id }.into()]
+        }
+        Subject::Node { node_id } => vec![NodeActivated { node_id, job_id }.into()],
     }
 }
 
@@ -54,6 +60,11 @@ pub(super) fn ended(job: &Job, outcome: Outcome) -> Vec<Event> {
         Subject::Agent { agent_id, .. } => {
             vec![ProvisioningEnded { agent_id, job_id, outcome }.into()]
         }
-        Subject::Node { .. } => Vec::new(),
+        Subject::Node { node_id } if job.job_type == DECOMMISSION_NODE => {
+            vec![NodeDecommissionEnded { node_id, job_id, outcome }.into()]
+        }
+        Subject::Node { node_id } => {
+            vec![NodeBecameUnreachable { node_id, job_id, outcome }.into()]
+        }
     }
 }

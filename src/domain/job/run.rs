@@ -92,11 +92,11 @@ fn consequence(job: &Job, run: &RunSeen, now: Timestamp, limits: &Limits) -> Job
     }
     if !run.is_completed() {
         let (id, url) = (Some(run.workflow_run_id.clone()), run.run_url.clone());
-        return dispatched(job, run.attempt, id, url, now, limits);
+        return dispatched(job, id, url, now, limits);
     }
     match run.conclusion.as_deref() {
         Some(SUCCESS) => succeed(job, ServerFacts::default(), now),
-        how => run_ended(job, run.attempt, how.unwrap_or("it does not say how"), now, limits),
+        how => run_ended(job, how.unwrap_or("it does not say how"), now, limits),
     }
 }
 

@@ -1,8 +1,9 @@
 use milepost_projections::Recorded;
 use milepost_projections::job::{CALLBACKS_MAX, DELIVERIES_MAX, RunState, job_of};
+use milepost_projections::node::node_of;
 use milepost_projections::steps::Progress;
 use milepost_schemas::event::JobQueued;
-use milepost_schemas::{AgentId, EventType, InstanceId, JobId};
+use milepost_schemas::{AgentId, EventType, InstanceId, JobId, NodeId};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -10,9 +11,11 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::*;
+use crate::domain::node::{DECOMMISSION_NODE, PROVISION_NODE};
 
 const JOB: JobId = JobId(Uuid::from_u128(1));
 const AGENT: AgentId = AgentId(Uuid::from_u128(2));
+const NODE: NodeId = NodeId(Uuid::from_u128(4));
 const INSTANCE: InstanceId = InstanceId(Uuid::from_u128(3));
 
 // --- given -----------------------------------------------------------------------------------
@@ -31,12 +34,16 @@ struct Story {
     limits: Limits,
 }
 
-/// A job that waits for its first attempt.
-fn queued() -> Story {
+/// A log without events.
+fn empty() -> Story {
     let now = Timestamp::from_second(1_756_461_600).unwrap();
     let queue = (QueueState::Queued, now);
-    let limits = Limits::default();
-    let mut story = Story { state: None, log: Vec::new(), version: 0, queue, now, limits };
+    Story { state: None, log: Vec::new(), version: 0, queue, now, limits: Limits::default() }
+}
+
+/// A job that waits for its first attempt.
+fn queued() -> Story {
+    let mut story = empty();
     let event = JobQueued {
         job_id: JOB,
         job_type: "provision_agent".into(),
@@ -124,19 +131,30 @@ fn cancel() -> JobCommand {
     JobCommand::Cancel { by: "account:ada@example.com".into(), reason: None }
 }
 
-fn dispatched(attempt: u32, run: Option<&str>) -> JobCommand {
-    let (attempt, workflow_run_id) = (Attempt(attempt), run.map(Into::into));
-    JobCommand::Dispatched { attempt, workflow_run_id, run_url: None }
+fn dispatched(run: &str) -> Report {
+    Report::Dispatched { workflow_run_id: Some(run.into()), run_url: None }
 }
 
-fn dispatch_failed(attempt: u32) -> JobCommand {
-    let (attempt, delay) = (Attempt(attempt), SignedDuration::from_secs(30));
-    let reason = "GitHub answered 403".into();
-    JobCommand::DispatchFailed { attempt, reason, delay, unresolved: false }
+fn held() -> Report {
+    Report::Held { workflow_run_id: None }
 }
 
-fn run_ended(attempt: u32) -> JobCommand {
-    JobCommand::RunEnded { attempt: Attempt(attempt), how: "cancelled".into() }
+fn dispatch_failed() -> Report {
+    let delay = SignedDuration::from_secs(30);
+    Report::DispatchFailed { reason: "GitHub answered 403".into(), delay, unresolved: false }
+}
+
+fn run_ended() -> Report {
+    Report::RunEnded { how: "cancelled".into() }
+}
+
+fn host_failed(retryable: bool) -> Report {
+    let (code, failed_step) = ("ANSIBLE_HOST_FAILED", Some("configure".to_owned()));
+    Report::Failed { code, message: "no space left".into(), failed_step, retryable }
+}
+
+fn prioritise(priority: i16) -> JobCommand {
+    JobCommand::Prioritise { priority, by: "ada".into(), reason: Some(" she waits ".into()) }
 }
 
 /// A callback as it comes over the wire.
@@ -191,6 +209,24 @@ impl Story {
 
     fn orders(&mut self, command: JobCommand) -> JobDecision {
         self.tries(command).unwrap()
+    }
+
+    /// The claim of an attempt, where it was claimed.
+    fn claim_of(&self, attempt: u32) -> Position {
+        let index = self.log.iter().rposition(|(event, ..)| {
+            matches!(event, Event::WorkflowDispatchRequested(it) if it.attempt.0 == attempt)
+        });
+        Position(index.map_or(0, |index| index as u64 + 1))
+    }
+
+    /// The worker that claimed an attempt says something of it.
+    fn tries_to_report(&mut self, attempt: u32, report: Report) -> Result<JobDecision, JobRefusal> {
+        let claim = self.claim_of(attempt);
+        self.tries(JobCommand::Report { claim, report })
+    }
+
+    fn reports(&mut self, report: Report) -> JobDecision {
+        self.tries_to_report(self.attempt(), report).unwrap()
     }
 
     fn hears(&mut self, body: Value) -> JobDecision {
@@ -589,12 +625,12 @@ fn a_callback_without_an_attempt_speaks_for_the_one_that_was_begun() {
 #[test]
 fn a_callback_without_an_attempt_speaks_for_the_one_its_run_belongs_to() {
     let mut job = dispatching();
-    job.orders(dispatched(1, Some("44")));
+    job.reports(dispatched("44"));
     job.hears(json!({"status": "failed", "workflow_run_id": "44"}));
     job.wait_minutes(1);
     job.orders(JobCommand::Tick);
     job.orders(claim());
-    job.orders(dispatched(2, Some("45")));
+    job.reports(dispatched("45"));
     let decision = job.hears(json!({"status": "running", "workflow_run_id": "44"}));
     assert_eq!(kept(&decision).1, NotApplied::AttemptSuperseded);
     let decision = job.hears(json!({"status": "running", "workflow_run_id": "45"}));
@@ -759,7 +795,7 @@ fn a_job_is_claimed_only_while_it_is_queued() {
 #[test]
 fn a_job_is_claimed_only_when_it_is_due() {
     let mut job = dispatching();
-    job.orders(dispatch_failed(1));
+    job.reports(dispatch_failed());
     job.wait(SignedDuration::from_secs(29));
     assert_eq!(job.tries(claim()), Err(JobRefusal::Status(JobStatus::Queued)));
     job.wait(SignedDuration::from_secs(1));
@@ -769,7 +805,7 @@ fn a_job_is_claimed_only_when_it_is_due() {
 #[test]
 fn a_dispatched_attempt_waits_for_its_run_to_speak() {
     let mut job = dispatching();
-    let decision = job.orders(dispatched(1, Some("44")));
+    let decision = job.reports(dispatched("44"));
     assert_eq!(names(&decision), ["WorkflowDispatched"]);
     assert_eq!(job.status(), JobStatus::Dispatching);
     assert_eq!(job.queue, (QueueState::Running, job.now + SignedDuration::from_mins(15)));
@@ -784,7 +820,7 @@ fn a_dispatched_attempt_waits_for_its_run_to_speak() {
 #[test]
 fn a_dispatchers_answer_after_its_run_spoke_is_kept_and_leaves_the_queue_alone() {
     let mut job = running();
-    let decision = job.orders(dispatched(1, Some("44")));
+    let decision = job.reports(dispatched("44"));
     assert_eq!(names(&decision), ["WorkflowDispatched"]);
     assert_eq!(decision.queue, None);
     assert_eq!(job.status(), JobStatus::Running);
@@ -792,18 +828,200 @@ fn a_dispatchers_answer_after_its_run_spoke_is_kept_and_leaves_the_queue_alone()
 }
 
 #[test]
-fn a_dispatchers_answer_for_another_attempt_or_an_ended_job_does_nothing() {
-    for mut job in [running_again(), succeeded(), cancelled()] {
-        assert_eq!(job.orders(dispatched(1, Some("44"))), JobDecision::nothing());
-        assert_eq!(job.orders(dispatch_failed(1)), JobDecision::nothing());
-        assert_eq!(job.orders(run_ended(1)), JobDecision::nothing());
+fn a_worker_whose_claim_is_over_is_refused_by_name() {
+    let lapsed = || {
+        let mut job = holding();
+        let claim = job.claim_of(1);
+        job.orders(JobCommand::LeaseLapsed { claim });
+        job
+    };
+    // Another claim came after, the attempt is over, or nobody has claimed the next one yet.
+    for job in [running_again(), succeeded(), cancelled(), retrying(), queued_again(), lapsed()] {
+        let claim = job.claim_of(1);
+        assert!(claim > Position(0));
+        for report in [
+            dispatched("44"),
+            held(),
+            dispatch_failed(),
+            Report::Step { step: "ansible_complete".into(), metadata: None },
+            Report::Succeeded,
+            host_failed(true),
+            run_ended(),
+        ] {
+            let refused = job.clone().tries(JobCommand::Report { claim, report });
+            assert_eq!(refused, Err(JobRefusal::Fenced(claim)));
+        }
+        let refused = job.clone().tries(JobCommand::LeaseLapsed { claim });
+        assert_eq!(refused, Err(JobRefusal::Fenced(claim)));
+    }
+}
+
+#[test]
+fn a_dispatcher_that_failed_gives_its_claim_back() {
+    let mut job = dispatching();
+    let first = job.claim_of(1);
+    job.reports(dispatch_failed());
+    job.wait_minutes(1);
+    job.orders(claim());
+    let late = JobCommand::Report { claim: first, report: dispatched("44") };
+    assert_eq!(job.tries(late), Err(JobRefusal::Fenced(first)));
+    assert_eq!(names(&job.reports(dispatched("45"))), ["WorkflowDispatched"]);
+}
+
+// --- attempts that a worker runs itself --------------------------------------------------------
+
+/// A job whose first attempt is run by the worker that claimed it.
+fn holding() -> Story {
+    let mut job = dispatching();
+    job.reports(held());
+    job
+}
+
+#[test]
+fn a_worker_that_runs_the_attempt_itself_holds_a_lease() {
+    let job = holding();
+    assert_eq!((job.status(), job.steps().as_str()), (JobStatus::Running, "cappp"));
+    assert_eq!(job.queue, (QueueState::Running, job.now + job.limits.lease));
+    assert_eq!(job.job().lease_until, None, "the queue's row has it");
+}
+
+#[test]
+fn a_worker_that_runs_the_attempt_itself_need_not_send_heartbeats() {
+    let mut job = holding();
+    job.wait_minutes(29);
+    assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+    let ends_at = job.job().attempt().started_at.unwrap() + job.limits.attempt;
+    assert_eq!(deadline(job.job().attempt(), job.now, &job.limits), ends_at);
+    job.wait_minutes(1);
+    assert_eq!(failure(&job.orders(JobCommand::Tick)).error_code, "ATTEMPT_TIMEOUT");
+}
+
+#[test]
+fn a_lapsed_lease_fails_the_attempt_and_another_follows() {
+    let mut job = holding();
+    let claim = job.claim_of(1);
+    let decision = job.orders(JobCommand::LeaseLapsed { claim });
+    assert_eq!(failure(&decision).error_code, "WORKER_LOST");
+    assert!(failure(&decision).error_message.contains("worker"), "{decision:?}");
+    assert_eq!(job.status(), JobStatus::RetryScheduled);
+    // The lease of an attempt that runs elsewhere is its dispatcher's, and over once that answers.
+    let mut job = dispatching();
+    job.reports(dispatched("44"));
+    let claim = job.claim_of(1);
+    assert_eq!(job.orders(JobCommand::LeaseLapsed { claim }), JobDecision::nothing());
+}
+
+#[test]
+fn a_worker_tells_the_steps_and_the_end_of_its_attempt() {
+    let mut job = holding();
+    let step = Report::Step { step: "ansible_started".into(), metadata: None };
+    let decision = job.reports(step);
+    assert_eq!((names(&decision), decision.queue), (vec!["ProvisioningStepRecorded"], None));
+    assert_eq!(job.steps(), "cccap");
+    job.reports(Report::Succeeded);
+    assert_eq!((job.status(), job.queue.0), (JobStatus::Succeeded, QueueState::Ended));
+}
+
+#[test]
+fn a_failure_that_another_attempt_cannot_mend_is_the_last() {
+    let mut job = holding();
+    assert!(failure(&job.reports(host_failed(true))).retry.is_some());
+    let mut job = holding();
+    let decision = job.reports(host_failed(false));
+    assert_eq!(names(&decision), ["JobFailed", "ProvisioningEnded"]);
+    assert_eq!(failure(&decision).error_code, "ANSIBLE_HOST_FAILED");
+    assert_eq!((job.status(), job.queue.0), (JobStatus::Failed, QueueState::Ended));
+}
+
+// --- jobs of nodes -----------------------------------------------------------------------------
+
+/// A node's job, run by the worker that claimed it.
+fn of_node(job_type: &str) -> Story {
+    let mut story = empty();
+    let event = JobQueued {
+        job_id: JOB,
+        job_type: job_type.into(),
+        agent_id: None,
+        node_id: Some(NODE),
+        instance_id: None,
+        region: None,
+        max_attempts: 4,
+        retry_of: None,
+        reason: None,
+    };
+    story.append(event.into(), None);
+    story.orders(claim());
+    story.reports(held());
+    story
+}
+
+#[test]
+fn the_end_of_a_nodes_job_changes_the_node_in_the_same_decision() {
+    for (job_type, succeeded, ended) in [
+        (PROVISION_NODE, "NodeActivated", "NodeBecameUnreachable"),
+        (DECOMMISSION_NODE, "NodeDecommissioned", "NodeDecommissionEnded"),
+    ] {
+        let decision = of_node(job_type).reports(Report::Succeeded);
+        assert_eq!(names(&decision), ["JobSucceeded", succeeded]);
+        let decision = of_node(job_type).reports(host_failed(false));
+        assert_eq!(names(&decision), ["JobFailed", ended]);
+        let decision = of_node(job_type).orders(cancel());
+        assert_eq!(names(&decision), ["JobCancelled", ended]);
+        for event in &decision.events {
+            assert_eq!(node_of(event), Some(NODE), "{event:?}");
+        }
+    }
+}
+
+#[test]
+fn a_node_is_what_it_was_while_a_retry_of_its_job_is_to_come() {
+    let decision = of_node(PROVISION_NODE).reports(host_failed(true));
+    assert_eq!(names(&decision), ["JobFailed"]);
+}
+
+// --- priority ----------------------------------------------------------------------------------
+
+#[test]
+fn a_waiting_job_moves_in_the_queue_and_keeps_its_time() {
+    for mut job in [queued(), queued_again(), retrying()] {
+        let before = job.queue;
+        job.wait(SignedDuration::from_secs(5));
+        let decision = job.orders(prioritise(50));
+        let [Event::JobPriorityChanged(event)] = &decision.events[..] else {
+            panic!("{decision:?}")
+        };
+        assert_eq!(
+            (event.changed_by.as_str(), event.reason.as_deref()),
+            ("ada", Some("she waits"))
+        );
+        assert_eq!((job.job().priority, job.queue), (50, before));
+        assert!(decision.queue.is_some());
+    }
+}
+
+#[test]
+fn a_job_under_way_keeps_its_place_and_takes_the_priority_to_its_next_attempt() {
+    for mut job in [dispatching(), running(), holding()] {
+        assert_eq!(job.orders(prioritise(-PRIORITY_MAX)).queue, None);
+        assert_eq!(job.job().priority, -PRIORITY_MAX);
+    }
+}
+
+#[test]
+fn a_priority_is_bounded_and_of_a_job_that_has_not_ended() {
+    for wrong in [PRIORITY_MAX + 1, -PRIORITY_MAX - 1] {
+        assert_eq!(queued().tries(prioritise(wrong)), Err(JobRefusal::Priority));
+    }
+    assert_eq!(queued().orders(prioritise(0)), JobDecision::nothing(), "it has that already");
+    for (_, mut job) in ended() {
+        assert_eq!(job.tries(prioritise(1)), Err(JobRefusal::Status(job.status())));
     }
 }
 
 #[test]
 fn a_refused_dispatch_leaves_the_job_queued_with_the_reason_and_a_later_time() {
     let mut job = dispatching();
-    let decision = job.orders(dispatch_failed(1));
+    let decision = job.reports(dispatch_failed());
     let run_after = job.now + SignedDuration::from_secs(30);
     assert_eq!(names(&decision), ["WorkflowDispatchFailed"]);
     assert_eq!(job.queue, (QueueState::Queued, run_after));
@@ -820,7 +1038,7 @@ fn a_refused_dispatch_leaves_the_job_queued_with_the_reason_and_a_later_time() {
 
 #[test]
 fn a_refused_dispatch_whose_run_spoke_all_the_same_does_nothing() {
-    assert_eq!(running().orders(dispatch_failed(1)), JobDecision::nothing());
+    assert_eq!(running().reports(dispatch_failed()), JobDecision::nothing());
 }
 
 // --- deadlines ---------------------------------------------------------------------------------
@@ -906,12 +1124,11 @@ fn a_deadline_is_the_earlier_of_silence_and_attempt() {
 #[test]
 fn a_run_that_ends_without_a_word_fails_its_attempt() {
     for mut job in [dispatching(), running()] {
-        let decision = job.orders(run_ended(1));
+        let decision = job.reports(run_ended());
         assert_eq!(failure(&decision).error_code, "RUN_ENDED");
         assert!(failure(&decision).error_message.ends_with(": cancelled"));
         assert_eq!(job.status(), JobStatus::RetryScheduled);
     }
-    assert_eq!(retrying().orders(run_ended(1)), JobDecision::nothing());
 }
 
 // --- cancel ------------------------------------------------------------------------------------
@@ -977,14 +1194,14 @@ fn a_lease_of_a_dispatcher_that_lists_runs_lapses_into_looking_for_the_run() {
     assert_eq!(job.attempt(), 1);
     job.orders(claim());
     assert!(job.job().attempt().run.unresolved, "whoever claims it has to look first");
-    job.orders(dispatched(1, Some("7")));
+    job.reports(dispatched("7"));
     assert!(!job.job().attempt().run.unresolved);
 }
 
 #[test]
 fn a_dispatch_that_is_lost_costs_the_attempt() {
     let mut job = dispatching();
-    let decision = job.orders(JobCommand::DispatchLost { attempt: Attempt(1) });
+    let decision = job.reports(Report::DispatchLost);
     assert_eq!(failure(&decision).error_code, "DISPATCH_LOST");
     assert!(failure(&decision).retry.is_some());
 }
@@ -993,10 +1210,9 @@ fn a_dispatch_that_is_lost_costs_the_attempt() {
 fn a_run_that_was_found_meanwhile_is_neither_lost_nor_refused() {
     for mut job in [dispatching(), running()] {
         job.orders(observed(seen(1, "7", 1, None)));
-        let lost = JobCommand::DispatchLost { attempt: Attempt(1) };
-        assert_eq!(job.orders(lost), JobDecision::nothing());
-        assert_eq!(job.orders(dispatch_failed(1)), JobDecision::nothing());
-        assert_eq!(job.orders(dispatched(1, Some("7"))), JobDecision::nothing());
+        for late in [Report::DispatchLost, dispatch_failed(), dispatched("7")] {
+            assert_eq!(job.reports(late), JobDecision::nothing());
+        }
     }
 }
 
@@ -1113,11 +1329,10 @@ enum Act {
     Wait { minutes: i64 },
     Tick,
     Claim,
-    Dispatched { attempt: u32, run: u8 },
-    DispatchFailed { attempt: u32 },
-    DispatchLost { attempt: u32 },
+    Report { attempt: u32, report: Report },
+    LeaseLapsed { attempt: u32 },
+    Prioritise { priority: i16 },
     Observe { attempt: u32, run: u8, run_attempt: u32, how: Option<bool> },
-    RunEnded { attempt: u32 },
     Cancel,
 }
 
@@ -1133,18 +1348,30 @@ fn act() -> impl Strategy<Value = Act> {
         3 => (0..17_i64).prop_map(|minutes| Act::Wait { minutes }),
         3 => Just(Act::Tick),
         3 => Just(Act::Claim),
-        1 => (attempts(), 0..3_u8).prop_map(|(attempt, run)| Act::Dispatched { attempt, run }),
-        1 => attempts().prop_map(|attempt| Act::DispatchFailed { attempt }),
-        1 => attempts().prop_map(|attempt| Act::DispatchLost { attempt }),
+        4 => (attempts(), report()).prop_map(|(attempt, report)| Act::Report { attempt, report }),
+        1 => attempts().prop_map(|attempt| Act::LeaseLapsed { attempt }),
+        1 => (-2..3_i16).prop_map(|priority| Act::Prioritise { priority }),
         1 => (attempts(), 0..3_u8, 1..3_u32, option::of(any::<bool>())).prop_map(
             |(attempt, run, run_attempt, how)| Act::Observe { attempt, run, run_attempt, how }),
-        1 => attempts().prop_map(|attempt| Act::RunEnded { attempt }),
         1 => Just(Act::Cancel),
     ]
 }
 
+fn report() -> impl Strategy<Value = Report> {
+    prop_oneof![
+        (0..3_u8).prop_map(|run| dispatched(&run.to_string())),
+        Just(held()),
+        Just(dispatch_failed()),
+        Just(Report::DispatchLost),
+        (0..5_usize).prop_map(|step| Report::Step { step: STEPS[step].into(), metadata: None }),
+        Just(Report::Succeeded),
+        any::<bool>().prop_map(host_failed),
+        Just(run_ended()),
+    ]
+}
+
 impl Act {
-    fn command(&self) -> JobCommand {
+    fn command(&self, story: &Story) -> JobCommand {
         match self {
             Self::Hear { kind, attempt, delivery, run } => JobCommand::Record(Arc::new(Callback {
                 job_id: JOB.to_string(),
@@ -1154,16 +1381,17 @@ impl Act {
                 kind: kind_of(*kind),
             })),
             Self::Claim => claim(),
-            Self::Dispatched { attempt, run } => dispatched(*attempt, Some(&run.to_string())),
-            Self::DispatchFailed { attempt } => dispatch_failed(*attempt),
-            Self::DispatchLost { attempt } => {
-                JobCommand::DispatchLost { attempt: Attempt(*attempt) }
+            Self::Report { attempt, report } => {
+                JobCommand::Report { claim: story.claim_of(*attempt), report: report.clone() }
             }
+            Self::LeaseLapsed { attempt } => {
+                JobCommand::LeaseLapsed { claim: story.claim_of(*attempt) }
+            }
+            Self::Prioritise { priority } => prioritise(*priority),
             Self::Observe { attempt, run, run_attempt, how } => {
                 let how = how.map(|well| if well { "success" } else { "failure" });
                 observed(seen(*attempt, &run.to_string(), *run_attempt, how))
             }
-            Self::RunEnded { attempt } => run_ended(*attempt),
             Self::Cancel => cancel(),
             Self::Tick | Self::Wait { .. } => JobCommand::Tick,
         }
@@ -1309,7 +1537,7 @@ proptest! {
                 story.wait_minutes(*minutes);
                 continue;
             }
-            let (before, command) = (story.clone(), act.command());
+            let (before, command) = (story.clone(), act.command(&story));
             let heard = if let JobCommand::Record(it) = &command { Some(it.clone()) } else { None };
             let Ok(decision) = story.tries(command) else {
                 prop_assert!(heard.is_none(), "a callback is never refused");

@@ -129,7 +129,7 @@ pub async fn provision(
     request: Request,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
     let Order { region } = json(request).await?;
-    let job_id = order(&app, &actor, agent, region, None).await?;
+    let job_id = order(&app, &actor, agent, region, None, None).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
 }
 
@@ -143,6 +143,7 @@ pub async fn order(
     agent_id: AgentId,
     region: Option<String>,
     retry_of: Option<JobId>,
+    reason: Option<String>,
 ) -> Result<JobId, Problem> {
     let job_id = JobId(app.clock.id());
     let command = AgentCommand::Provision {
@@ -151,6 +152,7 @@ pub async fn order(
         region,
         max_attempts: app.config.limits.max_attempts(),
         retry_of,
+        reason,
     };
     execute::to_agent(app, agent_id, command, actor.metadata(app, job_id.0)).await?;
     Ok(job_id)

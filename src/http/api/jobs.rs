@@ -11,10 +11,13 @@ use milepost_projections::{Job, JobStatus, Subject};
 use milepost_schemas::JobId;
 use serde::{Deserialize, Serialize};
 
-use super::agents::{Accepted, order};
-use super::{Id, json};
+use super::agents::Accepted;
+use super::nodes::Order;
+use super::{Id, agents, json, nodes};
 use crate::app::App;
 use crate::domain::JobCommand;
+use crate::domain::job::said;
+use crate::domain::node::DECOMMISSION_NODE;
 use crate::execute;
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
@@ -37,9 +40,16 @@ pub struct Jobs {
     jobs: Vec<JobAnswer>,
 }
 
-/// The body of `POST /api/jobs/{id}/cancel`.
+/// The body of `POST /api/jobs/{id}/cancel` and `/retry`.
 #[derive(Debug, Default, Deserialize)]
-pub struct Cancellation {
+pub struct Reason {
+    reason: Option<String>,
+}
+
+/// The body of `POST /api/jobs/{id}/priority`.
+#[derive(Debug, Deserialize)]
+pub struct Priority {
+    priority: Option<i16>,
     reason: Option<String>,
 }
 
@@ -82,7 +92,7 @@ pub async fn cancel(
     Id(job_id): Id<JobId>,
     request: Request,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let Cancellation { reason } = json(request).await?;
+    let Reason { reason } = json(request).await?;
     end(&app, &actor, job_id, reason).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
 }
@@ -97,22 +107,61 @@ pub async fn end(
     job_id: JobId,
     reason: Option<String>,
 ) -> Result<(), Problem> {
-    let reason = reason.map(|reason| app.redactor.mask(&reason).into_owned());
+    let reason = masked(app, reason);
     let command = JobCommand::Cancel { by: actor.name.clone(), reason };
     execute::to_job(app, job_id, command, actor.metadata(app, job_id.0)).await?;
     Ok(())
 }
 
+/// `POST /api/jobs/{id}/priority`.
+///
+/// # Errors
+/// 400 without a priority; 404; 409 when the job has ended; 422 for a priority that is none.
+pub async fn priority(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Id(job_id): Id<JobId>,
+    request: Request,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let Priority { priority, reason } = json(request).await?;
+    let priority = priority.ok_or_else(|| Problem::bad_request("priority is missing"))?;
+    prioritise(&app, &actor, job_id, priority, reason).await?;
+    Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
+}
+
+/// Moves a job up or down the queue.
+///
+/// # Errors
+/// As [`priority`].
+pub async fn prioritise(
+    app: &App,
+    actor: &Actor,
+    job_id: JobId,
+    priority: i16,
+    reason: Option<String>,
+) -> Result<(), Problem> {
+    let (by, reason) = (actor.name.clone(), masked(app, reason));
+    let command = JobCommand::Prioritise { priority, by, reason };
+    execute::to_job(app, job_id, command, actor.metadata(app, job_id.0)).await?;
+    Ok(())
+}
+
+fn masked(app: &App, reason: Option<String>) -> Option<String> {
+    reason.map(|reason| app.redactor.mask(&reason).into_owned())
+}
+
 /// `POST /api/jobs/{id}/retry`: a new job with `retry_of`.
 ///
 /// # Errors
-/// 404; 409 while this or another job of its agent is active, or when it has succeeded.
+/// 404; 409 while this or another job of its agent or node is active, or when it has succeeded.
 pub async fn retry(
     State(app): State<Arc<App>>,
     actor: Actor,
     Id(job): Id<JobId>,
+    request: Request,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let job_id = again(&app, &actor, job).await?;
+    let Reason { reason } = json(request).await?;
+    let job_id = again(&app, &actor, job, reason).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
 }
 
@@ -120,21 +169,29 @@ pub async fn retry(
 ///
 /// # Errors
 /// As [`retry`].
-pub async fn again(app: &App, actor: &Actor, job_id: JobId) -> Result<JobId, Problem> {
+pub async fn again(
+    app: &App,
+    actor: &Actor,
+    job_id: JobId,
+    reason: Option<String>,
+) -> Result<JobId, Problem> {
     let job = read(app, job_id).await?;
-    match job.status {
-        JobStatus::Failed | JobStatus::Cancelled => {
-            let Subject::Agent { agent_id, region, .. } = job.subject else {
-                return Err(Problem::conflict("job-status", "A node's job cannot be repeated"));
-            };
-            order(app, actor, agent_id, Some(region), Some(job_id)).await
+    if !matches!(job.status, JobStatus::Failed | JobStatus::Cancelled) {
+        let detail = format!(
+            "The job is {}: only a failed or cancelled one can be repeated",
+            job.status.as_str()
+        );
+        return Err(Problem::conflict("job-status", detail));
+    }
+    let (retry_of, reason) = (Some(job_id), masked(app, reason).and_then(said));
+    match job.subject {
+        Subject::Agent { agent_id, region, .. } => {
+            agents::order(app, actor, agent_id, Some(region), retry_of, reason).await
         }
-        status => {
-            let detail = format!(
-                "The job is {}: only a failed or cancelled one can be repeated",
-                status.as_str()
-            );
-            Err(Problem::conflict("job-status", detail))
+        Subject::Node { node_id } => {
+            let decommission = job.job_type == DECOMMISSION_NODE;
+            let what = if decommission { Order::Decommission } else { Order::Provision };
+            nodes::order(app, actor, node_id, what, retry_of, reason).await
         }
     }
 }

@@ -6,8 +6,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
+use milepost_projections::NodeStatus;
 use milepost_projections::board::Boards;
 use milepost_projections::job::{JobStatus, Jobs};
+use milepost_projections::node::Nodes;
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
@@ -22,13 +24,16 @@ pub async fn counts(State(app): State<Arc<App>>, _: Actor) -> Result<Json<Value>
     let (epoch, head) = app.log.head().await?;
     let jobs = app.views.counts::<Jobs>(head).await?;
     let agents = app.views.counts::<Boards>(head).await?;
+    let nodes = app.views.counts::<Nodes>(head).await?;
+    let active = NodeStatus::Active.as_str();
     let of =
         |label: &str| jobs.iter().find(|(name, _)| name == label).map_or(0, |(_, count)| *count);
     let mut answer = Map::new();
     for status in JobStatus::ALL {
         answer.insert(format!("jobs_{}", status.as_str()), of(status.as_str()).into());
     }
-    answer.insert("nodes_active".into(), json!(0));
+    let nodes = nodes.iter().find(|(name, _)| name == active).map_or(0, |(_, count)| *count);
+    answer.insert("nodes_active".into(), nodes.into());
     answer.insert("sites_total".into(), json!(0));
     answer.insert("agents_total".into(), agents.iter().map(|(_, count)| count).sum::<i64>().into());
     let instances: Map<String, Value> =

@@ -5,6 +5,8 @@ pub mod events;
 pub mod health;
 pub mod jobs;
 pub mod metrics;
+pub mod nodes;
+pub mod queue;
 pub mod session;
 pub mod streams;
 pub mod webhooks;
@@ -13,7 +15,7 @@ pub mod workflow_runs;
 use axum::extract::{FromRequestParts, Path, Request};
 use axum::http::header;
 use axum::http::request::Parts;
-use milepost_schemas::{AgentId, JobId};
+use milepost_schemas::{AgentId, JobId, NodeId};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -30,6 +32,10 @@ pub trait Named: std::str::FromStr {
 
 impl Named for AgentId {
     const NAME: &'static str = "agent";
+}
+
+impl Named for NodeId {
+    const NAME: &'static str = "node";
 }
 
 impl Named for JobId {

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::accounts;
 use crate::app::App;
-use crate::http::api::{Id, agents, jobs, session};
+use crate::http::api::{Id, agents, jobs, nodes, session};
 use crate::http::auth::{Actor, Visitor, refuse_cross_origin};
 use crate::http::problem::Problem;
 use crate::http::{BODY_BYTES_MAX, read_body};
@@ -159,7 +159,10 @@ async fn name_of(app: &App, job: &Job) -> Result<String, Problem> {
             let name = agents::board(app, *agent_id).await?.agent.map(|agent| agent.name);
             Ok(name.unwrap_or_else(|| agent_id.to_string()))
         }
-        Subject::Node { node_id } => Ok(node_id.to_string()),
+        Subject::Node { node_id } => {
+            let name = nodes::row(app, *node_id).await?.node.map(|node| node.hostname);
+            Ok(name.unwrap_or_else(|| node_id.to_string()))
+        }
     }
 }
 
@@ -220,12 +223,12 @@ async fn provision(
     id: Result<Id<AgentId>, Problem>,
 ) -> Result<Redirect, Trouble> {
     let Id(agent) = id?;
-    agents::order(&app, &actor, agent, None, None).await?;
+    agents::order(&app, &actor, agent, None, None, None).await?;
     Ok(Redirect::to(&format!("/agents/{agent}")))
 }
 
 #[derive(Deserialize)]
-struct Cancellation {
+struct Reason {
     reason: Option<String>,
 }
 
@@ -236,7 +239,7 @@ async fn cancel(
     request: Request,
 ) -> Result<Redirect, Trouble> {
     let Id(job) = id?;
-    let Cancellation { reason } = form(request).await?;
+    let Reason { reason } = form(request).await?;
     jobs::end(&app, &actor, job, reason).await?;
     Ok(Redirect::to(&format!("/jobs/{job}")))
 }
@@ -245,9 +248,11 @@ async fn retry(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
     id: Result<Id<JobId>, Problem>,
+    request: Request,
 ) -> Result<Redirect, Trouble> {
     let Id(job) = id?;
-    let again = jobs::again(&app, &actor, job).await?;
+    let Reason { reason } = form(request).await?;
+    let again = jobs::again(&app, &actor, job, reason).await?;
     Ok(Redirect::to(&format!("/jobs/{again}")))
 }
 

@@ -231,6 +231,7 @@ impl Story {
                 attempt,
                 workflow_run_id: Some(run.clone()),
                 run_url: Some(url),
+                held: false,
             }),
         );
         self.tell(

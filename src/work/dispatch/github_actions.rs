@@ -18,9 +18,7 @@ use serde_json::json;
 use super::AttemptOrder;
 use crate::app::App;
 use crate::clients::github::{GithubError, RUNS_A_PAGE, Run};
-use crate::domain::JobCommand;
-use crate::execute;
-use crate::work::system;
+use crate::domain::Report;
 
 /// The longest a job waits between two dispatches that are refused.
 pub const BACK_OFF_MAX: SignedDuration = SignedDuration::from_mins(10);
@@ -50,12 +48,8 @@ pub async fn run(app: &App, order: AttemptOrder) {
     } else {
         dispatch(app, &order).await
     };
-    let command = command(app, &order, outcome);
-    let metadata = system(app, order.job_id);
-    if let Err(error) = execute::to_job(app, order.job_id, command, metadata).await {
-        let error: &dyn std::error::Error = &error;
-        tracing::warn!(job = %order.job_id, error, "a dispatch could not be recorded");
-    }
+    let report = report(app, &order, outcome);
+    super::tell(app, &order, report).await;
 }
 
 /// The name of an attempt's run, as the workflow's `run-name` makes it.
@@ -134,26 +128,24 @@ async fn resolve(app: &App, order: &AttemptOrder, absent: Outcome) -> Outcome {
     absent
 }
 
-fn command(app: &App, order: &AttemptOrder, outcome: Outcome) -> JobCommand {
-    let attempt = order.attempt;
+fn report(app: &App, order: &AttemptOrder, outcome: Outcome) -> Report {
     match outcome {
-        Outcome::Taken(run) => JobCommand::Dispatched {
-            attempt,
+        Outcome::Taken(run) => Report::Dispatched {
             workflow_run_id: run.as_ref().map(|run| run.id.to_string()),
             run_url: run.map(|run| run.html_url),
         },
         Outcome::Refused(error) => {
             let delay = delay(&error, order.refusals, app.config.github.back_off, app.clock.now());
             let reason = app.redactor.mask(&error.words()).into_owned();
-            JobCommand::DispatchFailed { attempt, reason, delay, unresolved: false }
+            Report::DispatchFailed { reason, delay, unresolved: false }
         }
         Outcome::Open(error) => {
             let delay = delay(&error, order.refusals, app.config.github.back_off, app.clock.now());
             let words = format!("Whether GitHub took it is not known yet: {}", error.words());
             let reason = app.redactor.mask(&words).into_owned();
-            JobCommand::DispatchFailed { attempt, reason, delay, unresolved: true }
+            Report::DispatchFailed { reason, delay, unresolved: true }
         }
-        Outcome::Lost => JobCommand::DispatchLost { attempt },
+        Outcome::Lost => Report::DispatchLost,
     }
 }
 

@@ -9,13 +9,14 @@ pub use rehearsal::SECRET_VARIABLE;
 use std::sync::Arc;
 
 use milepost_projections::Subject;
-use milepost_schemas::{Attempt, JobId};
+use milepost_schemas::{Attempt, JobId, Position};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::system;
 use crate::app::App;
 use crate::config::Dispatcher;
-use crate::domain::JobCommand;
+use crate::domain::job::JobRefusal;
+use crate::domain::{JobCommand, Report};
 use crate::execute::{self, ExecuteError};
 
 /// What a dispatcher needs to know of an attempt.
@@ -24,6 +25,8 @@ pub struct AttemptOrder {
     job_id: JobId,
     subject: Subject,
     attempt: Attempt,
+    /// Where the claim stands in the log: the fencing token of all that is said of the attempt.
+    claim: Position,
     /// How often it was refused so far.
     refusals: u32,
     /// Whether it may have been dispatched before.
@@ -34,24 +37,29 @@ pub struct AttemptOrder {
 /// is asked; `place` is given back when the run is over.
 ///
 /// # Errors
-/// [`ExecuteError`] when the log cannot be written. A job that somebody else has claimed is none.
+/// [`ExecuteError`] when the log cannot be written. A job that somebody else has claimed is none,
+/// nor is a queue that was stopped after it was read at `queue_version`.
 pub async fn claim(
     app: &Arc<App>,
     job_id: JobId,
     worker: &str,
+    queue_version: u32,
     place: OwnedSemaphorePermit,
 ) -> Result<(), ExecuteError> {
     let Some(dispatcher) = app.config.dispatcher.name() else { return Ok(()) };
     let command = JobCommand::Claim { dispatcher, locked_by: worker.to_owned() };
-    match execute::to_job(app, job_id, command, system(app, job_id)).await {
-        Ok(_) => {}
-        Err(ExecuteError::Job(_)) => return Ok(()),
+    let metadata = system(app, job_id);
+    let claimed = execute::to_job_in_queue(app, job_id, command, metadata, queue_version).await;
+    let claim = match claimed {
+        Ok(outcome) => outcome.position,
+        Err(ExecuteError::Job(_) | ExecuteError::Moved) => return Ok(()),
         Err(error) => return Err(error),
-    }
+    };
     let Some(job) = execute::read_job(&app.log, job_id).await? else { return Ok(()) };
     let order = AttemptOrder {
         job_id,
         attempt: job.attempt().number,
+        claim,
         refusals: job.attempt().run.refusals,
         unresolved: job.attempt().run.unresolved,
         subject: job.subject,
@@ -75,4 +83,17 @@ pub async fn claim(
         }
     }
     Ok(())
+}
+
+/// Says something of the attempt. That its claim is over is no trouble: its workflow has told the
+/// end itself, or a deadline was.
+async fn tell(app: &App, order: &AttemptOrder, report: Report) {
+    let command = JobCommand::Report { claim: order.claim, report };
+    match execute::to_job(app, order.job_id, command, system(app, order.job_id)).await {
+        Ok(_) | Err(ExecuteError::Job(JobRefusal::Fenced(_))) => {}
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(job = %order.job_id, error, "a dispatch could not be recorded");
+        }
+    }
 }

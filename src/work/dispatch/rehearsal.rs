@@ -5,14 +5,12 @@ use std::process::Stdio;
 
 use jiff::SignedDuration;
 use milepost_projections::{JobStatus, Subject};
-use milepost_schemas::Metadata;
 use tokio::process::{Child, Command};
 
 use super::AttemptOrder;
 use crate::app::App;
-use crate::domain::JobCommand;
+use crate::domain::Report;
 use crate::execute;
-use crate::work::system;
 
 /// How long a job waits after its rehearsal could not be started.
 const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(10);
@@ -22,24 +20,17 @@ pub const SECRET_VARIABLE: &str = "MILEPOST_CALLBACK_SECRET";
 
 /// Runs one attempt, and says so should it end without a word.
 pub async fn run(app: &App, order: AttemptOrder) {
-    let metadata = system(app, order.job_id);
-    let attempt = order.attempt;
     let mut child = match start(app, &order) {
         Ok(child) => child,
         Err(error) => {
             let reason = format!("The rehearsal could not be started: {error}");
-            let command = JobCommand::DispatchFailed {
-                attempt,
-                reason,
-                delay: RETRY_AFTER,
-                unresolved: false,
-            };
-            return tell(app, &order, command, metadata).await;
+            let report = Report::DispatchFailed { reason, delay: RETRY_AFTER, unresolved: false };
+            return super::tell(app, &order, report).await;
         }
     };
     let workflow_run_id = child.id().map(|pid| format!("rehearsal-{pid}"));
-    let command = JobCommand::Dispatched { attempt, workflow_run_id, run_url: None };
-    tell(app, &order, command, metadata.clone()).await;
+    let report = Report::Dispatched { workflow_run_id, run_url: None };
+    super::tell(app, &order, report).await;
     let how = tokio::select! {
         ended = child.wait() => match ended {
             Ok(status) => status.to_string(),
@@ -49,7 +40,7 @@ pub async fn run(app: &App, order: AttemptOrder) {
         () = attempt_over(app, &order) => return,
         () = app.shutdown.cancelled() => return,
     };
-    tell(app, &order, JobCommand::RunEnded { attempt, how }, metadata).await;
+    super::tell(app, &order, Report::RunEnded { how }).await;
 }
 
 /// Returns when the run goes on although its attempt is over: it hangs, and would keep its place
@@ -87,11 +78,4 @@ fn start(app: &App, order: &AttemptOrder) -> std::io::Result<Child> {
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-}
-
-async fn tell(app: &App, order: &AttemptOrder, command: JobCommand, metadata: Metadata) {
-    if let Err(error) = execute::to_job(app, order.job_id, command, metadata).await {
-        let error: &dyn std::error::Error = &error;
-        tracing::warn!(job = %order.job_id, error, "a dispatch could not be recorded");
-    }
 }

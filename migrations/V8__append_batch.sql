@@ -1,5 +1,9 @@
--- append_batch() announces a batch only where its caller names itself: one that knows nobody else to
--- follow the log passes NULL, and is spared the cost of a notification. All else is as it was.
+-- The one way into the log, for a queue that knows nodes, priorities and claims. Its arguments are
+-- those of V3, so that code of before goes on; what V3 says of them holds.
+--
+-- queue_rows: as before, and node_id, priority, and claim_ordinal where the row's event, the n-th
+-- of the batch, is a claim: its position is the claim's fencing token.
+-- writer: NULL where nobody else follows the log; then nothing is announced, which costs a fifth.
 CREATE OR REPLACE FUNCTION append_batch(
     known_size bigint,
     heads uuid[],
@@ -55,9 +59,12 @@ BEGIN
     IF queue_rows IS NOT NULL THEN
         SELECT array_agg(r.job_id)
         INTO refused_jobs
-        FROM jsonb_to_recordset(queue_rows) AS r (job_id uuid, agent_id uuid, state text)
-        INNER JOIN queue AS q ON r.agent_id = q.agent_id AND r.job_id <> q.job_id
-        WHERE r.state <> 'ended';
+        FROM jsonb_to_recordset(queue_rows)
+            AS r (job_id uuid, agent_id uuid, node_id uuid, state text)
+        WHERE r.state <> 'ended' AND (
+            EXISTS (SELECT FROM queue AS q WHERE q.agent_id = r.agent_id AND q.job_id <> r.job_id)
+            OR EXISTS (SELECT FROM queue AS q WHERE q.node_id = r.node_id AND q.job_id <> r.job_id)
+        );
         IF refused_jobs IS NOT NULL THEN
             UPDATE log_head AS h SET size = base WHERE h.one_row;
             RETURN;
@@ -65,12 +72,22 @@ BEGIN
         DELETE FROM queue AS q
         USING jsonb_to_recordset(queue_rows) AS r (job_id uuid, state text)
         WHERE q.job_id = r.job_id AND r.state = 'ended';
-        INSERT INTO queue (job_id, job_type, agent_id, state, due_at)
-        SELECT r.job_id, r.job_type, r.agent_id, r.state, r.due_at
+        INSERT INTO queue AS q
+            (job_id, job_type, agent_id, node_id, state, due_at, priority, claim)
+        SELECT
+            r.job_id, r.job_type, r.agent_id, r.node_id, r.state, r.due_at,
+            coalesce(r.priority, 0), base + r.claim_ordinal
         FROM jsonb_to_recordset(queue_rows)
-            AS r (job_id uuid, job_type text, agent_id uuid, state text, due_at timestamptz)
+            AS r (
+                job_id uuid, job_type text, agent_id uuid, node_id uuid, state text,
+                due_at timestamptz, priority smallint, claim_ordinal integer
+            )
         WHERE r.state <> 'ended'
-        ON CONFLICT (job_id) DO UPDATE SET state = excluded.state, due_at = excluded.due_at;
+        ON CONFLICT (job_id) DO UPDATE SET
+            state = excluded.state,
+            due_at = excluded.due_at,
+            priority = excluded.priority,
+            claim = coalesce(excluded.claim, q.claim);
     END IF;
 
     INSERT INTO event

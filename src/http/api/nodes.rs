@@ -1,0 +1,169 @@
+//! `/api/nodes`: make them known, list them, have them made ready or given up.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use milepost_projections::answers::NodeAnswer;
+use milepost_projections::{NodeRow, node::Nodes as View};
+use milepost_schemas::{JobId, NodeId};
+use serde::{Deserialize, Serialize};
+
+use super::agents::Accepted;
+use super::{Id, json};
+use crate::app::App;
+use crate::domain::NodeCommand;
+use crate::domain::node::{Host, NewNode, NodeOrder};
+use crate::execute::{self, ExecuteError};
+use crate::http::auth::Actor;
+use crate::http::problem::Problem;
+use crate::{views, work};
+
+/// The body of `POST /api/nodes`.
+#[derive(Debug, Deserialize)]
+pub struct Registration {
+    hostname: Option<String>,
+    public_ip: Option<String>,
+    ssh_user: Option<String>,
+    ssh_port: Option<u16>,
+}
+
+/// A list of nodes, newest first.
+#[derive(Debug, Serialize)]
+pub struct Nodes {
+    nodes: Vec<NodeAnswer>,
+}
+
+/// What a node is ordered to do.
+#[derive(Clone, Copy, Debug)]
+pub enum Order {
+    /// To be made ready.
+    Provision,
+    /// To be given up.
+    Decommission,
+}
+
+/// `POST /api/nodes`.
+///
+/// # Errors
+/// 400 without a host name or an address; 409 for one that another node has; 422 for what is none.
+pub async fn create(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    request: Request,
+) -> Result<(StatusCode, Json<NodeAnswer>), Problem> {
+    let Registration { hostname, public_ip, ssh_user, ssh_port } = json(request).await?;
+    let hostname = hostname.ok_or_else(|| Problem::bad_request("hostname is missing"))?;
+    let public_ip = public_ip.ok_or_else(|| Problem::bad_request("public_ip is missing"))?;
+    let new = NewNode { hostname, public_ip, ssh_user, ssh_port };
+    let node = register(&app, &actor, new).await?;
+    let row = row(&app, node).await?;
+    Ok((StatusCode::CREATED, Json(answer(&row)?)))
+}
+
+/// Makes a node known.
+///
+/// # Errors
+/// As [`create`].
+pub async fn register(app: &App, actor: &Actor, new: NewNode) -> Result<NodeId, Problem> {
+    let host = Host::parse(new).map_err(ExecuteError::from)?;
+    let node_id = NodeId(app.clock.id());
+    execute::register_node(app, node_id, &host, actor.metadata(app, node_id.0)).await?;
+    Ok(node_id)
+}
+
+/// `GET /api/nodes`.
+///
+/// # Errors
+/// 503 when the view cannot be read.
+pub async fn list(State(app): State<Arc<App>>, _: Actor) -> Result<Json<Nodes>, Problem> {
+    let (_, head) = app.log.head().await?;
+    let (rows, _) = app.views.rows::<View>(head).await?;
+    Ok(Json(Nodes { nodes: rows.iter().filter_map(NodeAnswer::of).collect() }))
+}
+
+/// `GET /api/nodes/{id}`.
+///
+/// # Errors
+/// 404.
+pub async fn show(
+    State(app): State<Arc<App>>,
+    _: Actor,
+    Id(node): Id<NodeId>,
+) -> Result<Json<NodeAnswer>, Problem> {
+    let row = row(&app, node).await?;
+    Ok(Json(answer(&row)?))
+}
+
+/// `POST /api/nodes/{id}/provision`.
+///
+/// # Errors
+/// 404; 409 while a job is active, or once it is decommissioned.
+pub async fn provision(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Id(node): Id<NodeId>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let job_id = order(&app, &actor, node, Order::Provision, None, None).await?;
+    Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
+}
+
+/// `POST /api/nodes/{id}/decommission`.
+///
+/// # Errors
+/// 404; 409 while a job is active, or once it is decommissioned.
+pub async fn decommission(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Id(node): Id<NodeId>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let job_id = order(&app, &actor, node, Order::Decommission, None, None).await?;
+    Ok((StatusCode::ACCEPTED, Json(Accepted { job_id })))
+}
+
+/// Orders a change of a node.
+///
+/// # Errors
+/// As [`provision`].
+pub async fn order(
+    app: &App,
+    actor: &Actor,
+    node: NodeId,
+    what: Order,
+    retry_of: Option<JobId>,
+    reason: Option<String>,
+) -> Result<JobId, Problem> {
+    let job_id = JobId(app.clock.id());
+    let max_attempts = app.config.limits.max_attempts();
+    let order = NodeOrder { job_id, max_attempts, retry_of, reason };
+    let command = match what {
+        Order::Provision => NodeCommand::Provision(order),
+        Order::Decommission => NodeCommand::Decommission(order),
+    };
+    execute::to_node(app, node, command, actor.metadata(app, job_id.0)).await?;
+    Ok(job_id)
+}
+
+/// One node with its latest job, after that job's deadlines have been looked at.
+///
+/// # Errors
+/// 404.
+pub async fn row(app: &App, node: NodeId) -> Result<NodeRow, Problem> {
+    let read = || views::read_node(&app.log, node);
+    let row = read().await?.ok_or_else(|| Problem::not_found("node"))?;
+    match &row.job {
+        Some(job) if work::tick(app, job).await? => {
+            read().await?.ok_or_else(|| Problem::not_found("node"))
+        }
+        _ => Ok(row),
+    }
+}
+
+/// As programs and pages read it.
+///
+/// # Errors
+/// 404 for a row without a node.
+pub fn answer(row: &NodeRow) -> Result<NodeAnswer, Problem> {
+    NodeAnswer::of(row).ok_or_else(|| Problem::not_found("node"))
+}
