@@ -157,13 +157,11 @@ async fn ask_for_others(
         }
         let Ok(number) = id.parse() else { continue };
         asked += 1;
-        match app.github.run(number, app.clock.now()).await? {
-            Some(run) => look(app, *job_id, seen(&run, attempt.number)).await,
-            None => {
-                let how = "GitHub knows the run no more".to_owned();
-                let command = JobCommand::RunEnded { attempt: attempt.number, how };
-                tell(app, *job_id, command).await;
-            }
+        if let Some(run) = app.github.run(number, app.clock.now()).await? {
+            look(app, *job_id, seen(&run, attempt.number)).await;
+        } else {
+            let how = "GitHub knows the run no more".to_owned();
+            tell(app, *job_id, JobCommand::RunEnded { attempt: attempt.number, how }).await;
         }
     }
     Ok(())
