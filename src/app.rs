@@ -50,9 +50,10 @@ impl App {
     /// # Errors
     /// [`DatabaseError`] when the database cannot be reached, or is not migrated.
     pub async fn open(
-        config: Config,
+        mut config: Config,
         shutdown: CancellationToken,
     ) -> Result<Arc<Self>, DatabaseError> {
+        config.limits.listening_since = Some(Clock.now());
         let metrics = Metrics::new();
         let database = Database::new(&config.database_url)?;
         let writer = Clock.id().to_string();

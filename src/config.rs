@@ -219,7 +219,7 @@ impl Github {
         };
         Self {
             settings,
-            settle: seconds("MILEPOST_GITHUB_SETTLE", Duration::from_secs(60)),
+            settle: seconds("MILEPOST_GITHUB_SETTLE", Duration::from_mins(1)),
             poll: seconds("MILEPOST_GITHUB_POLL", Duration::from_secs(30)),
             back_off: seconds("MILEPOST_GITHUB_BACK_OFF", Duration::from_secs(10)),
         }

@@ -8,6 +8,9 @@ pause=${MILEPOST_CREATE_PAUSE:-20}
 # EX_TEMPFAIL: it may work out when it is tried again.
 try_again=75
 
+# A variable of the repository that is not set comes as an empty text, which names no key.
+[[ -n ${MILEPOST_SSH_KEYS:-} ]] || unset MILEPOST_SSH_KEYS
+
 for ((try = 1; ; try++)); do
   code=0
   milepost vm create --job "$MILEPOST_JOB_ID" --agent "$MILEPOST_AGENT_ID" --attempt "$MILEPOST_ATTEMPT" \

@@ -564,16 +564,9 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
     }
 
-    fn after(
-        status: StatusCode,
-        pairs: &[(&'static str, &str)],
-        message: &str,
-    ) -> Option<SignedDuration> {
-        limited_until(status, &headers(pairs), message, NOW).map(|until| until.duration_since(NOW))
-    }
-
-    fn seconds(seconds: i64) -> Option<SignedDuration> {
-        Some(SignedDuration::from_secs(seconds))
+    fn after(status: StatusCode, pairs: &[(&'static str, &str)], message: &str) -> Option<i64> {
+        let until = limited_until(status, &headers(pairs), message, NOW);
+        until.map(|until| until.duration_since(NOW).as_secs())
     }
 
     fn settings() -> Settings {
@@ -590,16 +583,16 @@ mod tests {
     #[test]
     fn a_limit_says_when_to_come_back() {
         let (many, forbidden) = (StatusCode::TOO_MANY_REQUESTS, StatusCode::FORBIDDEN);
-        assert_eq!(after(many, &[("retry-after", "7")], ""), seconds(7));
-        assert_eq!(after(forbidden, &[("retry-after", "7")], ""), seconds(7));
+        assert_eq!(after(many, &[("retry-after", "7")], ""), Some(7));
+        assert_eq!(after(forbidden, &[("retry-after", "7")], ""), Some(7));
         let reset = (NOW.as_second() + 90).to_string();
         let exhausted = [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", &*reset)];
-        assert_eq!(after(forbidden, &exhausted, ""), seconds(90));
-        assert_eq!(after(many, &[], ""), seconds(60));
+        assert_eq!(after(forbidden, &exhausted, ""), Some(90));
+        assert_eq!(after(many, &[], ""), Some(60));
         let secondary = "You have exceeded a secondary rate limit.";
-        assert_eq!(after(forbidden, &[], secondary), seconds(60));
-        assert_eq!(after(many, &[("retry-after", "999999")], ""), seconds(3_600));
-        assert_eq!(after(many, &[("retry-after", "-3")], ""), seconds(60));
+        assert_eq!(after(forbidden, &[], secondary), Some(60));
+        assert_eq!(after(many, &[("retry-after", "999999")], ""), Some(3_600));
+        assert_eq!(after(many, &[("retry-after", "-3")], ""), Some(60));
     }
 
     #[test]

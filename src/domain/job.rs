@@ -52,7 +52,13 @@ pub struct Limits {
     pub attempt: SignedDuration,
     /// A claim whose dispatcher does not answer lapses after this.
     pub lease: SignedDuration,
+    /// Since when callbacks can be heard at all: when this process began.
+    pub listening_since: Option<Timestamp>,
 }
+
+/// How long a run has to make itself heard after nobody listened: heartbeats come each minute,
+/// and what was not taken is told again within half a minute.
+pub const CATCH_UP: SignedDuration = SignedDuration::from_mins(2);
 
 impl Default for Limits {
     fn default() -> Self {
@@ -61,6 +67,7 @@ impl Default for Limits {
             silence: SignedDuration::from_mins(15),
             attempt: SignedDuration::from_mins(30),
             lease: SignedDuration::from_mins(2),
+            listening_since: None,
         }
     }
 }
@@ -69,6 +76,13 @@ impl Limits {
     /// Attempts a job may take in all.
     pub fn max_attempts(&self) -> u32 {
         self.retry_delays.len() as u32 + 1
+    }
+
+    /// When a time that began `since` is over: not before what happened while nobody listened
+    /// could have been told.
+    fn over_at(&self, since: Timestamp, lasts: SignedDuration) -> Timestamp {
+        let heard_by = self.listening_since.map(|listening| listening + CATCH_UP.min(lasts));
+        heard_by.map_or(since + lasts, |heard_by| heard_by.max(since + lasts))
     }
 }
 
@@ -293,12 +307,12 @@ pub fn decide(
 
 /// When to look at the job again: when its attempt would be over time if nothing more is heard.
 pub fn deadline(attempt: &AttemptState, now: Timestamp, limits: &Limits) -> Timestamp {
-    let ends = attempt.started_at.unwrap_or(now) + limits.attempt;
+    let ends = limits.over_at(attempt.started_at.unwrap_or(now), limits.attempt);
     if attempt.held {
         // Its lease says whether anybody still works on it.
         return ends;
     }
-    ends.min(attempt.heard_at.unwrap_or(now) + limits.silence)
+    ends.min(limits.over_at(attempt.heard_at.unwrap_or(now), limits.silence))
 }
 
 /// A worker may speak of its attempt as long as its claim holds, and no longer.
@@ -658,11 +672,12 @@ fn tick(job: &Job, now: Timestamp, limits: &Limits) -> JobDecision {
         }
         JobStatus::Dispatching | JobStatus::Running => {
             let (started, heard) = (attempt.started_at, attempt.heard_at);
-            if started.is_some_and(|started| started + limits.attempt <= now) {
+            let over = |since: Timestamp, lasts| limits.over_at(since, lasts) <= now;
+            if started.is_some_and(|started| over(started, limits.attempt)) {
                 let message = format!("The attempt took longer than {:#}", limits.attempt);
                 return fail(job, overdue(job, "ATTEMPT_TIMEOUT", message), now, limits);
             }
-            if !attempt.held && heard.is_some_and(|heard| heard + limits.silence <= now) {
+            if !attempt.held && heard.is_some_and(|heard| over(heard, limits.silence)) {
                 let message = format!("Nothing was heard for {:#}", limits.silence);
                 return fail(job, overdue(job, "HEARTBEAT_TIMEOUT", message), now, limits);
             }

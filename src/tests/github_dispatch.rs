@@ -290,9 +290,9 @@ async fn a_run_that_somebody_runs_again_after_its_attempt_is_ended() {
     github.complete(id, "failure");
     job_when(&client, &job, "it failed", |it| it["status"] == "retry_scheduled").await;
     github.change(id, |run| {
-        run.status = "in_progress".to_owned();
+        "in_progress".clone_into(&mut run.status);
         run.conclusion = None;
-        run.run_attempt = 2;
+        run.times = 2;
     });
     wait_until("it is told to end", || async {
         (!github.asked("cancel").is_empty()).then_some(())

@@ -157,14 +157,12 @@ async fn ask_for_others(
         }
         let Ok(number) = id.parse() else { continue };
         asked += 1;
-        match app.github.run(number, app.clock.now()).await? {
-            Some(run) => look(app, *job_id, seen(&run, attempt.number)).await,
-            None => {
-                let Some(claim) = job.claim else { continue };
-                let how = "GitHub knows the run no more".to_owned();
-                let report = Report::RunEnded { how };
-                tell(app, *job_id, JobCommand::Report { claim, report }).await;
-            }
+        if let Some(run) = app.github.run(number, app.clock.now()).await? {
+            look(app, *job_id, seen(&run, attempt.number)).await;
+        } else {
+            let Some(claim) = job.claim else { continue };
+            let report = Report::RunEnded { how: "GitHub knows the run no more".to_owned() };
+            tell(app, *job_id, JobCommand::Report { claim, report }).await;
         }
     }
     Ok(())

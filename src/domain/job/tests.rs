@@ -1166,6 +1166,23 @@ fn a_reason_to_cancel_is_trimmed_bounded_and_left_out_when_empty() {
     }
 }
 
+#[test]
+fn a_run_that_nobody_could_hear_gets_two_minutes_to_make_itself_heard() {
+    let mut job = running();
+    job.wait_minutes(40);
+    job.limits.listening_since = Some(job.now);
+    assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+    let limits = job.limits.clone();
+    assert_eq!(deadline(job.job().attempt(), job.now, &limits), job.now + CATCH_UP);
+    job.wait(CATCH_UP - SignedDuration::from_secs(1));
+    let mut told = job.clone();
+    told.hears(json!({"status": "running"}));
+    assert_eq!(told.status(), JobStatus::Succeeded);
+    assert_eq!(job.orders(JobCommand::Tick).answer, JobAnswer::Nothing);
+    job.wait(SignedDuration::from_secs(1));
+    assert_eq!(failure(&job.orders(JobCommand::Tick)).error_code, "ATTEMPT_TIMEOUT");
+}
+
 // --- runs that can be asked for ----------------------------------------------------------------
 
 fn seen(attempt: u32, run: &str, run_attempt: u32, how: Option<&str>) -> RunSeen {

@@ -62,7 +62,7 @@ pub struct Run {
     /// How it ended.
     pub conclusion: Option<String>,
     /// Which time it runs.
-    pub run_attempt: u32,
+    pub times: u32,
     /// When it was made.
     made: Instant,
 }
@@ -183,7 +183,7 @@ impl Github {
     pub fn complete(&self, id: u64, conclusion: &str) {
         assert!(FACTS["conclusions"].as_array().unwrap().contains(&conclusion.into()));
         self.change(id, |run| {
-            run.status = "completed".to_owned();
+            "completed".clone_into(&mut run.status);
             run.conclusion = Some(conclusion.to_owned());
         });
     }
@@ -384,7 +384,7 @@ impl Github {
                     error(StatusCode::CONFLICT, "Cannot cancel a workflow run that is completed.")
                 }
                 Some(run) => {
-                    run.status = "completed".to_owned();
+                    "completed".clone_into(&mut run.status);
                     run.conclusion = Some("cancelled".to_owned());
                     (StatusCode::ACCEPTED, Body::from("{}")).into_response()
                 }
@@ -426,7 +426,7 @@ impl Held {
             name: format!("provision {} attempt {}", word("job_id"), word("attempt")),
             status: "queued".to_owned(),
             conclusion: None,
-            run_attempt: 1,
+            times: 1,
             made: Instant::now(),
             inputs,
         };
@@ -453,7 +453,7 @@ impl Run {
             "event": "workflow_dispatch",
             "status": self.status,
             "conclusion": self.conclusion,
-            "run_attempt": self.run_attempt,
+            "run_attempt": self.times,
             "url": format!("{url}/repos/{REPOSITORY}/actions/runs/{}", self.id),
             "html_url": format!("https://github.example/{REPOSITORY}/actions/runs/{}", self.id),
             "created_at": milepost::app::Clock.now().to_string(),

@@ -127,7 +127,7 @@ impl World {
         write_program(&runner.path("built"), MILEPOST_VM);
         runner.install("ansible-playbook", ANSIBLE);
         runner.install("pipx", "#!/bin/sh\n[ \"$1\" = install ]\n");
-        self.github.change(run.id, |run| run.status = "in_progress".to_owned());
+        self.github.change(run.id, |run| "in_progress".clone_into(&mut run.status));
         Machine { runner, site }
     }
 

@@ -3,6 +3,7 @@
 //! know fails the test.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -172,7 +173,7 @@ impl Runner {
             if status == "success" && matches!(outcome, "failure" | "cancelled") {
                 status = outcome;
             }
-            done.finish(step, outcome, outputs);
+            done.finish(step, outcome, &outputs);
             let name = step["name"].as_str().unwrap_or_default();
             outcomes.insert(name.to_owned(), outcome.to_owned());
         }
@@ -207,7 +208,7 @@ impl Runner {
             return ("skipped", Map::new());
         }
         let name = step["name"].as_str().unwrap_or("?");
-        self.log.push_str(&format!("--- {name}\n"));
+        writeln!(self.log, "--- {name}").unwrap();
         let mut env = context.env.clone();
         env.extend(text_map(&step["env"], &context.contexts, context.status));
         let with = text_map(&step["with"], &context.contexts, context.status);
@@ -222,7 +223,7 @@ impl Runner {
             (Some(action), None) => self.action(action, &with),
             _ => panic!("a step either runs or uses: {step}"),
         };
-        self.log.push_str(&format!("--- {name}: {outcome}\n"));
+        writeln!(self.log, "--- {name}: {outcome}").unwrap();
         if outcome == "failure" && step["continue-on-error"] == true {
             return ("success", outputs);
         }
@@ -296,7 +297,7 @@ impl Runner {
             if status == "success" && matches!(outcome, "failure" | "cancelled") {
                 status = outcome;
             }
-            done.finish(step, outcome, outputs);
+            done.finish(step, outcome, &outputs);
         }
         contexts["steps"] = Value::Object(done.0);
         let scope = Scope { contexts: &contexts, status };
@@ -382,7 +383,7 @@ impl Steps {
         }
     }
 
-    fn finish(&mut self, step: &Value, outcome: &str, outputs: Map<String, Value>) {
+    fn finish(&mut self, step: &Value, outcome: &str, outputs: &Map<String, Value>) {
         if let Some(id) = step["id"].as_str() {
             let state = json!({"outcome": outcome, "conclusion": outcome, "outputs": outputs});
             self.0.insert(id.to_owned(), state);

@@ -8,7 +8,7 @@
 //! run, should that begin after all. While GitHub cannot be asked, the job waits and nothing is
 //! sent. So there are never two runs of one attempt, whatever becomes of the answers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use milepost_projections::Subject;
@@ -23,7 +23,7 @@ use crate::domain::Report;
 /// The longest a job waits between two dispatches that are refused.
 pub const BACK_OFF_MAX: SignedDuration = SignedDuration::from_mins(10);
 
-/// How often a run is looked for within the settling time.
+/// How often a run is looked for within the settling time, at the most.
 const LOOKS: u32 = 12;
 
 /// Pages looked through for a run: it is among the newest.
@@ -112,20 +112,18 @@ async fn dispatch(app: &App, order: &AttemptOrder) -> Outcome {
 /// comes to when GitHub answers at the end of that time and lists none.
 async fn resolve(app: &App, order: &AttemptOrder, absent: Outcome) -> Outcome {
     let name = run_name(order.job_id, order.attempt);
-    let pause = app.config.github.settle / LOOKS;
-    for look in 0..=LOOKS {
-        if look > 0 {
-            tokio::time::sleep(pause).await;
-        }
+    let begun = Instant::now();
+    loop {
+        // A look may take long itself: the time counts, not the looks.
+        let last = begun.elapsed() >= app.config.github.settle;
         match find_run(app, &name).await {
             Ok(Some(run)) => return Outcome::Taken(Some(run)),
-            Err(error) if look == LOOKS && !matches!(absent, Outcome::Taken(_)) => {
-                return Outcome::Open(error);
-            }
-            Ok(None) | Err(_) => {}
+            Ok(None) if last => return absent,
+            Err(_) if last && matches!(absent, Outcome::Taken(_)) => return absent,
+            Err(error) if last => return Outcome::Open(error),
+            Ok(None) | Err(_) => tokio::time::sleep(app.config.github.settle / LOOKS).await,
         }
     }
-    absent
 }
 
 fn report(app: &App, order: &AttemptOrder, outcome: Outcome) -> Report {
