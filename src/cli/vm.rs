@@ -84,7 +84,7 @@ pub struct Create {
     /// Seconds it may take to join the tailnet, from when it runs
     #[arg(long, env = "MILEPOST_ENROL_TIMEOUT", default_value_t = ENROL_TIMEOUT_SECONDS)]
     enrol_timeout: u64,
-    /// Where what becomes known is added, as name=value lines; made for "$GITHUB_OUTPUT"
+    /// Where what becomes known is added, as name=value lines; made for `$GITHUB_OUTPUT`
     #[arg(long)]
     output: Option<PathBuf>,
     /// Print the requests and the user-data, and send nothing; needs no credentials

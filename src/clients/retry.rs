@@ -10,11 +10,11 @@ use super::{Class, ClientError};
 
 /// The longest `Retry-After` that is waited out. Whoever is asked to wait longer is told so
 /// instead: a workflow's run costs money while it sleeps.
-pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
+pub const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
 /// The longest pause when a service's allowance is used up and it says only when all of it is
 /// back: some of it is back much earlier.
-pub const RATE_LIMIT_PAUSE_MAX: Duration = Duration::from_secs(60);
+pub const RATE_LIMIT_PAUSE_MAX: Duration = Duration::from_mins(1);
 
 /// The passing of time and chance, as clients see it; `app::Clock` is the real one.
 pub trait Time: Send + Sync + fmt::Debug {
@@ -52,7 +52,7 @@ impl Default for Patience {
             delay_max: Duration::from_secs(30),
             request_timeout: Duration::from_secs(30),
             poll: Duration::from_secs(2),
-            action_timeout: Duration::from_secs(5 * 60),
+            action_timeout: Duration::from_mins(5),
         }
     }
 }

@@ -8,7 +8,6 @@ pub mod hetzner;
 pub mod tailscale;
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -89,9 +88,9 @@ impl Reply {
         Self { status, headers: Vec::new(), body }
     }
 
-    /// The same with a header.
-    pub fn header(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.headers.push((name, value.to_string()));
+    /// The same with a header that is a number.
+    pub fn header(mut self, name: &'static str, value: impl Into<i64>) -> Self {
+        self.headers.push((name, value.into().to_string()));
         self
     }
 }
@@ -321,9 +320,7 @@ fn response(reply: &Reply) -> Response<Body> {
         response = response.header(*name, value);
     }
     let body = if reply.body.is_null() { String::new() } else { reply.body.to_string() };
-    let response: Result<_, Infallible> =
-        Ok(response.header("content-type", "application/json").body(Body::from(body)).unwrap());
-    response.unwrap()
+    response.header("content-type", "application/json").body(Body::from(body)).unwrap()
 }
 
 /// Both services that servers are made with, and the machines: what Hetzner starts with a key of

@@ -26,7 +26,7 @@ const JOB: JobId = JobId(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_00
 /// How long a request of these tests may take that is never answered.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(200);
 
-const ENROL_TIMEOUT: Duration = Duration::from_secs(600);
+const ENROL_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Both doubles, what speaks to them, and the time that passes for it.
 struct Setting {

@@ -228,18 +228,15 @@ impl Servers {
         let location = location(&order.region)?;
         let name = order.identity.name();
         tell(Output::ServerName(name.clone()))?;
-        let (server, actions) = match self.adopt(order).await? {
-            Some(adopted) => {
-                if let Some(key_id) = adopted.0.labels.get(KEY_LABEL) {
-                    tell(Output::TailscaleKeyId(key_id.clone()))?;
-                }
-                adopted
+        let (server, actions) = if let Some(adopted) = self.adopt(order).await? {
+            if let Some(key_id) = adopted.0.labels.get(KEY_LABEL) {
+                tell(Output::TailscaleKeyId(key_id.clone()))?;
             }
-            None => {
-                let key = self.make_key(&name, &order.shape.tailscale_tags).await?;
-                tell(Output::TailscaleKeyId(key.id.clone()))?;
-                self.make_server(order, location, &key).await?
-            }
+            adopted
+        } else {
+            let key = self.make_key(&name, &order.shape.tailscale_tags).await?;
+            tell(Output::TailscaleKeyId(key.id.clone()))?;
+            self.make_server(order, location, &key).await?
         };
         tell(Output::ServerId(server.id))?;
         if let Some(ip) = server.ip() {
@@ -254,8 +251,8 @@ impl Servers {
         ip.map_or(Ok(()), |ip| tell(Output::TailscaleIp(ip)))
     }
 
-    /// Undoes a server, its key and its machine in the tailnet; what is not there is undone. All
-    /// three are tried, whatever becomes of the others.
+    /// Undoes a server, its key and its machine in the tailnet; what is not there is undone. Once
+    /// the server was looked for, all three are tried, whatever becomes of the others.
     ///
     /// # Errors
     /// The first [`ServerError`]: something may still be there.
