@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::execute::JobCache;
+use crate::execute::{JobCache, JobLogCache};
 use crate::intake::Redactor;
 use crate::log::{Database, DatabaseError, Log};
 use crate::metrics::Metrics;
@@ -25,6 +25,8 @@ pub struct App {
     pub log: Log,
     /// The states of jobs that were changed lately.
     pub jobs: JobCache,
+    /// Where the logs of jobs stand that were written lately.
+    pub job_logs: JobLogCache,
     /// The subscribers.
     pub hub: Arc<Hub>,
     /// The views' tables.
@@ -54,6 +56,7 @@ impl App {
         Ok(Arc::new(Self {
             clock: Clock,
             jobs: JobCache::new(),
+            job_logs: JobLogCache::default(),
             hub: Hub::new(log.feed().head()),
             views: Views::new(database),
             redactor: Redactor::new(config.secrets()),

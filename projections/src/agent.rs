@@ -67,6 +67,8 @@ impl Agent {
             | Event::JobRetried(_)
             | Event::JobCancelled(_)
             | Event::LateCallbackRecorded(_)
+            | Event::TaskStarted(_)
+            | Event::JobLogRecorded(_)
             | Event::InstanceRequested(_)
             | Event::InstanceStarted(_)
             | Event::CallbackRejected(_) => return,

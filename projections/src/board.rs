@@ -141,18 +141,19 @@ impl Board {
             | Event::JobFailed(_)
             | Event::JobRetried(_)
             | Event::JobCancelled(_)
-            | Event::LateCallbackRecorded(_) => {
+            | Event::LateCallbackRecorded(_)
+            | Event::TaskStarted(_) => {
                 if self.job.as_ref().map(|job| job.id) == job_of(recorded.event) {
                     Job::apply(&mut self.job, recorded);
                 }
             }
-            Event::CallbackRejected(_) => return,
+            Event::JobLogRecorded(_) | Event::CallbackRejected(_) => return,
         }
         self.position = recorded.position;
     }
 }
 
-/// The agent an event concerns.
+/// The agent whose state or history an event belongs to. What its jobs print is no part of that.
 pub fn agent_of(event: &Event) -> Option<AgentId> {
     Some(match event {
         Event::AgentCreated(event) => event.agent_id,
@@ -173,7 +174,8 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         Event::LateCallbackRecorded(event) => event.agent_id,
         Event::InstanceRequested(event) => event.agent_id,
         Event::InstanceStarted(event) => event.agent_id,
-        Event::CallbackRejected(_) => return None,
+        Event::TaskStarted(event) => event.agent_id,
+        Event::JobLogRecorded(_) | Event::CallbackRejected(_) => return None,
     })
 }
 
@@ -182,7 +184,7 @@ pub struct Boards;
 
 impl Projection for Boards {
     const NAME: &'static str = "board";
-    const VERSION: i16 = 1;
+    const VERSION: i16 = 2;
     type State = Board;
 
     fn key(event: &Event) -> Option<Uuid> {

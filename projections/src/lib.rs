@@ -8,6 +8,7 @@ pub mod agent;
 pub mod answers;
 pub mod board;
 pub mod job;
+pub mod job_log;
 pub mod steps;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 pub use agent::Agent;
 pub use board::Board;
 pub use job::{Job, JobStatus};
+pub use job_log::JobLog;
 pub use steps::{Step, StepStatus};
 pub use usual::{UsualDuration, usual};
 

@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use milepost_schemas::event::{
     AgentActivated, AgentCreated, CallbackRejected, HeartbeatRecorded, InstanceRequested,
-    InstanceStarted, JobCancelled, JobFailed, JobQueued, JobRetried, JobSucceeded,
+    InstanceStarted, JobCancelled, JobFailed, JobLogRecorded, JobQueued, JobRetried, JobSucceeded,
     LateCallbackRecorded, NotApplied, Outcome, ProvisioningEnded, ProvisioningRequested,
-    ProvisioningStarted, ProvisioningStepRecorded, Retry, Server, WORKFLOW_FAILED,
+    ProvisioningStarted, ProvisioningStepRecorded, Retry, Server, TaskStarted, WORKFLOW_FAILED,
     WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
 };
 use milepost_schemas::{AgentId, Attempt, Event, EventType, InstanceId, JobId, Position, StreamId};
@@ -52,6 +52,7 @@ fn stream_of(event: &Event) -> StreamId {
         (_, Some(job)) => job.stream(),
         (Event::InstanceRequested(event), _) => event.instance_id.stream(),
         (Event::InstanceStarted(event), _) => event.instance_id.stream(),
+        (Event::JobLogRecorded(event), _) => event.job_id.log_stream(),
         _ => AGENT.stream(),
     }
 }
@@ -276,6 +277,27 @@ fn any_event() -> impl Strategy<Value = Event> {
                     server_id: word,
                 }
                 .into(),
+                EventType::TaskStarted => TaskStarted {
+                    job_id,
+                    agent_id,
+                    attempt,
+                    number: second_at.unsigned_abs() + 1,
+                    play: word,
+                    task: step,
+                }
+                .into(),
+                EventType::JobLogRecorded => JobLogRecorded {
+                    job_id,
+                    agent_id,
+                    attempt,
+                    from: 1,
+                    first_row: 1,
+                    heading: flag,
+                    lost: 0,
+                    lines: vec![step],
+                    ends: vec![1],
+                }
+                .into(),
                 EventType::InstanceRequested => {
                     InstanceRequested { instance_id, agent_id, job_id, region }.into()
                 }
@@ -419,6 +441,20 @@ fn an_event_belongs_to_the_row_its_ids_name() {
         reason: NotApplied::UnknownJob,
     };
     assert_eq!(Boards::key(&rejected.into()), None);
+    // What a job prints touches no row, however much that is.
+    let printed = JobLogRecorded {
+        job_id: JOB,
+        agent_id: AGENT,
+        attempt: Attempt(1),
+        from: 1,
+        first_row: 1,
+        heading: true,
+        lost: 0,
+        lines: vec!["PLAY [agent]".into()],
+        ends: vec![1],
+    };
+    let printed = printed.into();
+    assert_eq!((Boards::key(&printed), Jobs::key(&printed)), (None, None));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use milepost_projections::job::{AttemptState, JobStatus};
 use milepost_schemas::event::{
     AgentActivated, HeartbeatRecorded, InstanceStarted, JobCancelled, JobFailed, JobRetried,
     JobSucceeded, LateCallbackRecorded, NotApplied, Outcome, ProvisioningEnded,
-    ProvisioningStarted, ProvisioningStepRecorded, Retry, Server, WORKFLOW_FAILED,
+    ProvisioningStarted, ProvisioningStepRecorded, Retry, Server, TaskStarted, WORKFLOW_FAILED,
     WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
 };
 use milepost_schemas::{Attempt, Callback, CallbackKind, Event, Position};
@@ -205,6 +205,12 @@ pub fn deadline(attempt: &AttemptState, now: Timestamp, limits: &Limits) -> Time
 
 fn record(job: &Job, callback: Callback, now: Timestamp, limits: &Limits) -> JobDecision {
     let attempt = attempt_of(job, &callback);
+    if callback.kind.is_numbered() {
+        return match not_applicable(job, attempt, &callback.kind) {
+            Some(reason) => keep_once(job, attempt, &callback.kind, reason),
+            None => apply(job, attempt, callback, now, limits),
+        };
+    }
     let (kind, step) = (callback.kind.name(), callback.kind.step());
     if let Some(seen) = job.seen(callback.delivery_id.as_deref(), attempt, kind, step) {
         // The admission gate holds for a repeated *started* too: a run that somebody starts again
@@ -221,11 +227,27 @@ fn record(job: &Job, callback: Callback, now: Timestamp, limits: &Limits) -> Job
     }
 }
 
+/// Keeps the first of many callbacks that change nothing; the others get its answer.
+fn keep_once(
+    job: &Job,
+    attempt: Attempt,
+    kind: &CallbackKind,
+    reason: NotApplied,
+) -> JobDecision {
+    match job.seen(None, attempt, kind.name(), kind.step()) {
+        Some(seen) => {
+            let answer = JobAnswer::Repeated(seen.position, seen.reason);
+            JobDecision { events: Vec::new(), answer, queue: None }
+        }
+        None => keep(job, attempt, kind, reason),
+    }
+}
+
 /// The attempt a callback speaks for. One that names none is told by its run. Else a *started* is
 /// the first word of the attempt that waits, whoever dispatched it; all others belong to the
 /// attempt under way, and to the one before while the next has not begun: no run of that has
 /// spoken yet.
-fn attempt_of(job: &Job, callback: &Callback) -> Attempt {
+pub fn attempt_of(job: &Job, callback: &Callback) -> Attempt {
     let by_run = |attempt: &&AttemptState| {
         attempt.workflow_run_id.is_some() && attempt.workflow_run_id == callback.workflow_run_id
     };
@@ -259,7 +281,9 @@ fn not_applicable(job: &Job, attempt: Attempt, kind: &CallbackKind) -> Option<No
         | CallbackKind::Started
         | CallbackKind::Step { .. }
         | CallbackKind::Done { .. }
-        | CallbackKind::Failed { .. } => None,
+        | CallbackKind::Failed { .. }
+        | CallbackKind::Task { .. }
+        | CallbackKind::Log { .. } => None,
     }
 }
 
@@ -271,6 +295,8 @@ fn keep(job: &Job, attempt: Attempt, kind: &CallbackKind, reason: NotApplied) ->
         CallbackKind::Heartbeat
         | CallbackKind::Started
         | CallbackKind::Step { .. }
+        | CallbackKind::Task { .. }
+        | CallbackKind::Log { .. }
         | CallbackKind::Unknown { .. } => None,
     };
     let event = LateCallbackRecorded {
@@ -330,6 +356,21 @@ fn apply(
                 server_id,
             };
             fail(job, failure, now, limits)
+        }
+        CallbackKind::Task { number, play, task } => match &job.attempt().task {
+            // A repeat, or too late to be what runs now.
+            Some(latest) if number <= latest.number => {
+                let answer = JobAnswer::Repeated(latest.position, None);
+                JobDecision { events: Vec::new(), answer, queue: None }
+            }
+            Some(_) | None => {
+                let event = TaskStarted { job_id, agent_id, attempt, number, play, task };
+                JobDecision::applied(vec![event.into()], run())
+            }
+        },
+        // Lines have a stream of their own; those of an attempt that has not begun come here.
+        CallbackKind::Log { .. } => {
+            keep_once(job, attempt, &callback.kind, NotApplied::AttemptNotBegun)
         }
         CallbackKind::Unknown { .. } => {
             keep(job, attempt, &callback.kind, NotApplied::UnknownStatus)

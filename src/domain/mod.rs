@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod job;
+pub mod job_log;
 
 pub use agent::AgentCommand;
 pub use job::{JobAnswer, JobCommand, Limits, QueueState};

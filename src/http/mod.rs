@@ -43,6 +43,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/api/jobs/{id}/cancel", &["post"]),
     ("/api/jobs/{id}/retry", &["post"]),
     ("/api/jobs/{id}/stream", &["get"]),
+    ("/api/jobs/{id}/log", &["get"]),
+    ("/api/jobs/{id}/log.txt", &["get"]),
+    ("/api/jobs/{id}/log/stream", &["get"]),
     ("/api/events", &["get"]),
     ("/api/events/stream", &["get"]),
     ("/api/stream", &["get"]),
@@ -68,6 +71,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/jobs/{id}/cancel", post(api::jobs::cancel))
         .route("/api/jobs/{id}/retry", post(api::jobs::retry))
         .route("/api/jobs/{id}/stream", get(api::streams::job))
+        .route("/api/jobs/{id}/log", get(api::job_log::list))
+        .route("/api/jobs/{id}/log.txt", get(api::job_log::text))
+        .route("/api/jobs/{id}/log/stream", get(api::job_log::stream))
         .route("/api/events", get(api::events::list))
         .route("/api/events/stream", get(api::streams::events))
         .route("/api/stream", get(api::streams::page))

@@ -11,7 +11,7 @@ use milepost_schemas::{Callback, CallbackError, CallbackEvidence, CallbackKind, 
 use sha2::{Digest, Sha256};
 
 use super::redact::plain;
-use super::{Redactor, Verified};
+use super::{Redactor, Verified, lines};
 
 /// The largest body of a callback, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -119,7 +119,9 @@ pub fn verify(
     if secret {
         mask(redactor, &mut callback);
     }
-    clean_error(&mut callback);
+    clean(&mut callback);
+    // What a run prints is a lot, and is in the event: its body is not kept beside it.
+    let hashed = secret || matches!(callback.kind, CallbackKind::Log { .. });
     let evidence = CallbackEvidence {
         delivery_id: callback.delivery_id.clone(),
         signature_form: signed.form,
@@ -127,8 +129,8 @@ pub fn verify(
         attempt: callback.attempt.map(|attempt| attempt.0),
         signature: signed.signature,
         signed_at: signed.at,
-        body: (!secret).then(|| String::from_utf8_lossy(body).into_owned()),
-        body_sha256: secret.then(|| hex::encode(Sha256::digest(body))),
+        body: (!hashed).then(|| String::from_utf8_lossy(body).into_owned()),
+        body_sha256: hashed.then(|| hex::encode(Sha256::digest(body))),
     };
     Ok(Verified { value: callback, evidence })
 }
@@ -266,13 +268,36 @@ fn mask(redactor: &Redactor, callback: &mut Callback) {
         CallbackKind::Failed { error, failed_step, step, server_id } => {
             [error, failed_step, step, server_id].into_iter().for_each(hide);
         }
+        CallbackKind::Task { number: _, play, task } => {
+            text(task);
+            hide(play);
+        }
+        CallbackKind::Log { from: _, lines } => lines::mask(redactor, lines),
         CallbackKind::Unknown { status } => text(status),
     }
 }
 
-fn clean_error(callback: &mut Callback) {
-    if let CallbackKind::Failed { error: Some(error), .. } = &mut callback.kind {
-        *error = plain(error).into_owned();
+/// Takes out of a tool's words what is for terminals.
+fn clean(callback: &mut Callback) {
+    match &mut callback.kind {
+        CallbackKind::Failed { error: Some(error), .. } => *error = plain(error).into_owned(),
+        CallbackKind::Task { number: _, play, task } => {
+            for name in std::iter::once(task).chain(play) {
+                *name = plain(name).into_owned();
+                lines::short(name);
+            }
+        }
+        CallbackKind::Log { from: _, lines } => {
+            for line in lines {
+                *line = lines::clean(line);
+            }
+        }
+        CallbackKind::Failed { error: None, .. }
+        | CallbackKind::Heartbeat
+        | CallbackKind::Started
+        | CallbackKind::Step { .. }
+        | CallbackKind::Done { .. }
+        | CallbackKind::Unknown { .. } => {}
     }
 }
 

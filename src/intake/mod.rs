@@ -2,9 +2,10 @@
 //! [`Verified`] value, and nobody checks again.
 
 pub mod github;
+pub mod lines;
 mod redact;
 
-pub use redact::Redactor;
+pub use redact::{Redactor, plain};
 
 /// Something whose signature was checked, with what proves it.
 #[derive(Debug)]

@@ -89,8 +89,13 @@ async fn record(
         callback: Some(verified.evidence),
     };
     if let Some(job_id) = job_id {
-        let command = JobCommand::Record(callback.clone());
-        match execute::to_job(app, job_id, command, metadata.clone()).await {
+        let executed = if matches!(callback.kind, CallbackKind::Log { .. }) {
+            execute::to_job_log(app, job_id, callback.clone(), metadata.clone()).await
+        } else {
+            let command = JobCommand::Record(callback.clone());
+            execute::to_job(app, job_id, command, metadata.clone()).await
+        };
+        match executed {
             Err(ExecuteError::UnknownJob) => {}
             outcome => {
                 let outcome = outcome?;
