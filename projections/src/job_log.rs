@@ -77,7 +77,8 @@ pub fn rows(event: &JobLogRecorded, recorded_at: Timestamp) -> impl Iterator<Ite
     let attempt = event.attempt;
     let heading = event.heading.then(|| (RowKind::Attempt, None, format!("Attempt {attempt}")));
     let lost = (event.lost > 0).then(|| (RowKind::Lost, None, lost_words(event.lost)));
-    let said = heading.into_iter().chain(lost).map(|(kind, number, text)| (kind, number, text.into()));
+    let said =
+        heading.into_iter().chain(lost).map(|(kind, number, text)| (kind, number, text.into()));
     let printed = event.lines.iter().zip(event.from..).map(|(line, number)| {
         (RowKind::Output, Some(number), std::borrow::Cow::Borrowed(line.as_str()))
     });

@@ -75,8 +75,7 @@ mod tests {
     use super::*;
     use crate::{Callback, Event, EventType, Metadata};
 
-    const CALLBACKS: [&str; 7] =
-        ["heartbeat", "started", "step", "done", "failed", "task", "log"];
+    const CALLBACKS: [&str; 7] = ["heartbeat", "started", "step", "done", "failed", "task", "log"];
 
     fn versions() -> impl Iterator<Item = (EventType, i16)> {
         let of = |kind: &EventType| {
@@ -230,8 +229,11 @@ mod tests {
             ),
             ("failed", json!({"status": "failed", "error": {"code": 4}, "unknown_field": true})),
             ("task", json!({"type": "task", "number": 1, "task": "Gathering Facts"})),
-            ("task", json!({"type": "task", "status": "running", "number": "2", "play": "agent",
-                "task": "docker : add the repository", "attempt": 1})),
+            (
+                "task",
+                json!({"type": "task", "status": "running", "number": "2", "play": "agent",
+                "task": "docker : add the repository", "attempt": 1}),
+            ),
             ("log", json!({"type": "log", "from": 1, "lines": ["PLAY [agent]", ""]})),
             ("log", json!({"type": "log", "status": "failed", "from": 501, "lines": ["x"]})),
             ("done", {

@@ -228,12 +228,7 @@ fn record(job: &Job, callback: Callback, now: Timestamp, limits: &Limits) -> Job
 }
 
 /// Keeps the first of many callbacks that change nothing; the others get its answer.
-fn keep_once(
-    job: &Job,
-    attempt: Attempt,
-    kind: &CallbackKind,
-    reason: NotApplied,
-) -> JobDecision {
+fn keep_once(job: &Job, attempt: Attempt, kind: &CallbackKind, reason: NotApplied) -> JobDecision {
     match job.seen(None, attempt, kind.name(), kind.step()) {
         Some(seen) => {
             let answer = JobAnswer::Repeated(seen.position, seen.reason);

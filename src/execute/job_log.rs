@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 use milepost_projections::JobLog;
-use milepost_schemas::{AgentId, Attempt, Callback, CallbackKind, Event, JobId, Metadata, Position};
+use milepost_schemas::{
+    AgentId, Attempt, Callback, CallbackKind, Event, JobId, Metadata, Position,
+};
 
 use super::{
     COMMAND_TIMEOUT, CONFLICTS_MAX, ExecuteError, JobOutcome, load_job, try_to_job, unreadable,
@@ -83,7 +85,11 @@ async fn try_to_job_log(
         let Some(event) = decide(&end.log, printed.clone()) else {
             let position = first_answer(&app.log, id, &end, attempt, from).await?;
             *slot = Some(end);
-            return Ok(JobOutcome { answer: JobAnswer::Repeated(position, None), position, agent_id });
+            return Ok(JobOutcome {
+                answer: JobAnswer::Repeated(position, None),
+                position,
+                agent_id,
+            });
         };
         let decision = Decision {
             events: vec![(stream, event.clone().into())],

@@ -59,9 +59,10 @@ pub fn short(name: &mut String) {
 fn keep_colour(rest: &mut Peekable<Chars<'_>>, kept: &mut String) {
     let mut ahead = rest.clone();
     if ahead.next() == Some('[') {
-        let numbers: String =
-            std::iter::from_fn(|| ahead.next_if(|it| it.is_ascii_digit() || matches!(it, ';' | ':')))
-                .collect();
+        let numbers: String = std::iter::from_fn(|| {
+            ahead.next_if(|it| it.is_ascii_digit() || matches!(it, ';' | ':'))
+        })
+        .collect();
         if ahead.next() == Some('m') {
             kept.push_str("\u{1b}[");
             kept.push_str(&numbers);
@@ -99,7 +100,10 @@ mod tests {
         for (line, kept) in [
             ("plain\ttext", "plain\ttext"),
             ("\u{1b}[0;33mchanged\u{1b}[0m", "\u{1b}[0;33mchanged\u{1b}[0m"),
-            ("\u{1b}[38;2;1;2;3mx\u{1b}[38:5:9my\u{1b}[m", "\u{1b}[38;2;1;2;3mx\u{1b}[38:5:9my\u{1b}[m"),
+            (
+                "\u{1b}[38;2;1;2;3mx\u{1b}[38:5:9my\u{1b}[m",
+                "\u{1b}[38;2;1;2;3mx\u{1b}[38:5:9my\u{1b}[m",
+            ),
             ("a\u{1b}[2Kb\u{1b}[1;1Hc\u{1b}[?25ld", "abcd"),
             ("a\u{1b}]0;title\u{7}b\u{1b}]8;;http://x\u{1b}\\c", "abc"),
             ("a\0b\u{7}c\u{8}d\u{9b}31me\u{7f}", "abcd31me"),

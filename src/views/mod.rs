@@ -21,7 +21,8 @@ use crate::execute::{ExecuteError, unreadable};
 use crate::log::{Database, DatabaseError, Log};
 
 pub use job_log::{
-    LOG_ROWS_MAX, LogEnd, LogPage, RowRange, log_message, read_log_end, read_log_rows, read_log_text,
+    LOG_ROWS_MAX, LogEnd, LogPage, RowRange, log_message, read_log_end, read_log_rows,
+    read_log_text,
 };
 pub use runner::start;
 

@@ -113,7 +113,12 @@ fn named<T: FromStr>(name: &str, value: &str) -> Result<T, Problem> {
 }
 
 /// Answers with the stream of what is wanted.
-pub(super) fn stream(app: &Arc<App>, actor: &Actor, request: &Request<Body>, wants: Wants) -> Response {
+pub(super) fn stream(
+    app: &Arc<App>,
+    actor: &Actor,
+    request: &Request<Body>,
+    wants: Wants,
+) -> Response {
     let since = since(request);
     let subscription = Subscription::new(Arc::clone(app), wants, since);
     respond(request, subscription, actor.expires_at)
