@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::client::Server;
+use super::job_log;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -24,6 +25,8 @@ pub enum Command {
         #[command(flatten)]
         server: Server,
     },
+    /// Print what a job's runs have printed
+    Log(job_log::Args),
     /// Repeat an ended job as a new one
     Retry {
         /// The job
@@ -41,6 +44,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", server.client()?.post(&path, &json!({"reason": reason})).await?);
             Ok(())
         }
+        Command::Log(args) => job_log::run(args).await,
         Command::Retry { job_id, server } => {
             let path = format!("/api/jobs/{job_id}/retry");
             println!("{}", server.client()?.post(&path, &json!({})).await?);

@@ -3,6 +3,7 @@
 mod callback;
 mod client;
 mod dev;
+mod job_log;
 mod jobs;
 mod log;
 mod rehearse;
@@ -38,7 +39,7 @@ enum Command {
     /// Follow or replay the event log
     #[command(subcommand)]
     Log(log::Command),
-    /// List, cancel or repeat jobs
+    /// List, cancel or repeat jobs, or read their logs
     #[command(subcommand)]
     Jobs(jobs::Command),
     /// Make or revoke the tokens of programs

@@ -463,6 +463,29 @@ mod tests {
     }
 
     #[test]
+    fn printed_lines_are_cleaned_and_their_body_is_not_kept_beside_them() {
+        let body = r#"{"job_id":"j","type":"log","from":1,"lines":["\u001b[32mok\u001b[0m\u001b[2K\u0000","b"]}"#;
+        let verified = signed(body).unwrap();
+        let lines = vec!["\u{1b}[32mok\u{1b}[0m".to_owned(), "b".to_owned()];
+        assert_eq!(verified.value.kind, CallbackKind::Log { from: 1, lines });
+        let hash = hex::encode(Sha256::digest(body));
+        assert_eq!((verified.evidence.body, verified.evidence.body_sha256), (None, Some(hash)));
+    }
+
+    #[test]
+    fn a_task_s_name_is_plain_and_short() {
+        let long = "x".repeat(lines::NAME_BYTES_MAX + 1);
+        let body = format!(
+            r#"{{"job_id":"j","type":"task","number":1,"play":"{long}","task":"\u001b[1mt\u0000"}}"#
+        );
+        let CallbackKind::Task { play, task, .. } = signed(&body).unwrap().value.kind else {
+            panic!("it is a task")
+        };
+        assert_eq!(play.map(|play| play.len()), Some(lines::NAME_BYTES_MAX));
+        assert_eq!(task, "t");
+    }
+
+    #[test]
     fn a_secret_that_says_whsec_has_to_be_base64() {
         assert!(Secret::new("whsec_not base64").is_err());
         assert!(Secret::new("not base64 either").is_ok());
@@ -640,6 +663,9 @@ mod tests {
             r#""status":"provisioning","step":"s","metadata":{"hunter2+x":1}"#,
             r#""status":"running","server_id":"hunter2+x","metadata":{"server_ip":"hunter2+x"}"#,
             r#""status":"hunter2+x""#,
+            r#""type":"task","number":1,"task":"hunter2+x","play":"hunter2+x""#,
+            r#""type":"log","from":1,"lines":["a","key=hunter2+x"]"#,
+            r#""type":"log","from":1,"lines":["hunt\u001b[1;31mer2+x\u001b[0m"]"#,
             r#""type":"heartbeat","delivery_id":"hunter2+x""#,
             r#""type":"heartbeat","note":"hunter2+x""#,
             // By its form.
