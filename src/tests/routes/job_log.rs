@@ -294,14 +294,20 @@ async fn neither_a_job_nor_its_agent_grows_by_what_is_printed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_thousand_lines_are_read_by_the_page() {
-    let server = Server::start().await;
+    let mut server = Server::start().await;
     let client = server.client();
     let (_, job) = client.job("mari").await;
     let count = 100_000;
     for from in (1..=count).step_by(500) {
         print(&client, &job, from, &lines(from..=from + 499)).await;
     }
+    // Postgres counts what a connection has read when that ends; views that are up to date read
+    // nothing when they begin again.
+    client.read("/api/agents").await;
+    client.read("/api/jobs").await;
+    server.stop().await;
     let before = read_events(&server).await;
+    server.restart().await;
     for at in [0, 499, 500, 50_123, 99_800, 100_001] {
         let page = page(&client, &job, &format!("after={at}&limit=200")).await;
         let expected: Vec<String> =
@@ -314,9 +320,11 @@ async fn a_hundred_thousand_lines_are_read_by_the_page() {
         );
         assert_eq!(page["total"], count + 1);
     }
-    // Bisection, and the events that hold the rows: not the 200 there are.
+    server.stop().await;
+    // The job's own, the last one, bisection, and those that hold the rows: not the 200 there are.
     let read = read_events(&server).await - before;
-    assert!(read < 6 * 45, "{read} events were read for six pages");
+    assert!((6..6 * 50).contains(&read), "{read} events were read for six pages");
+    server.restart().await;
     let text = whole(&client, &job).await;
     assert_eq!(text.lines().count(), count + 1);
     assert_eq!(text.lines().last(), Some("line 100000"));

@@ -13,6 +13,10 @@ const PAGES_MAX = 20;
 const MARGIN_ROWS = 20;
 /** Rows one can scroll over: browsers end at some 17 million pixels. Addresses lead to the others. */
 const SPACE_ROWS_MAX = 500_000;
+/** Who scrolls past a page does not need it: what is in sight is asked for this often at the most. */
+const ASK_MS = 50;
+/** Pages on their way at once. */
+const ASKED_MAX = 4;
 /** How long to wait before a page that did not come is asked for again. */
 const AGAIN_MS = 1_000;
 
@@ -30,6 +34,8 @@ class Log extends HTMLElement {
   #target = 0;
   #rowHeight = 20;
   #frame = 0;
+  #asking = 0;
+  #inSight = [];
   #ready = false;
   #observer = null;
 
@@ -111,7 +117,7 @@ class Log extends HTMLElement {
   async #ask(index) {
     const there = this.#pages.get(index)?.length ?? 0;
     const whole = Math.min(PAGE_ROWS, this.#total - index * PAGE_ROWS);
-    if ((there >= whole && this.#ready) || this.#asked.has(index)) return;
+    if ((there >= whole && this.#ready) || this.#asked.has(index) || this.#asked.size >= ASKED_MAX) return;
     const job = this.#job;
     this.#asked.add(index);
     try {
@@ -171,11 +177,18 @@ class Log extends HTMLElement {
     for (let line = first; line <= last; line += 1) {
       const element = list.children[line - first];
       const row = this.#row(line);
-      if (element?.line !== line) list.insertBefore(this.#element(line, row), element ?? null);
-      else if (row && !element.filled) fill(element, row);
-      else this.#mark(element);
+      if (element?.line !== line) {
+        list.insertBefore(this.#element(line, row), element ?? null);
+        continue;
+      }
+      if (row && !element.filled) fill(element, row);
+      this.#mark(element);
     }
-    for (let index = Math.floor((first - 1) / PAGE_ROWS); index <= Math.floor((last - 1) / PAGE_ROWS); index += 1) this.#ask(index);
+    this.#inSight = [first, last].map((line) => Math.floor((line - 1) / PAGE_ROWS));
+    this.#asking ||= setTimeout(() => {
+      this.#asking = 0;
+      for (const index of new Set(this.#inSight)) this.#ask(index);
+    }, ASK_MS);
     attribute(this, "data-drawn", `${first}-${last}`);
   }
 
