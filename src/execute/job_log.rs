@@ -125,14 +125,12 @@ async fn speaker(
     // Another node may have begun an attempt that is not known here.
     for known in [slot.take(), None] {
         let loaded = match known {
-            Some(loaded) => loaded,
-            None => match load_job(&app.log, id).await? {
-                Some(loaded) => loaded,
-                None => {
-                    app.jobs.forget(id);
-                    return Err(ExecuteError::UnknownJob);
-                }
-            },
+            Some(loaded) => Some(loaded),
+            None => load_job(&app.log, id).await?,
+        };
+        let Some(loaded) = loaded else {
+            app.jobs.forget(id);
+            return Err(ExecuteError::UnknownJob);
         };
         let attempt = job::attempt_of(&loaded.job, callback);
         let (agent_id, current) = (loaded.job.agent_id, loaded.job.attempt().number);

@@ -25,7 +25,8 @@ const HELPERS: &str = "
     };
     const onScreen = (line) => {
         const it = row(line)?.getBoundingClientRect();
-        return inSight(line) && it.top >= 0 && it.bottom <= innerHeight;
+        const head = document.querySelector('.top').getBoundingClientRect();
+        return inSight(line) && it.top >= head.bottom && it.bottom <= innerHeight;
     };
     const follows = () => document.querySelector('[data-slot=log-follow]').ariaPressed === 'true';
 ";
@@ -200,6 +201,11 @@ async fn the_running_task_and_the_first_lines_are_there_at_once() {
         let line = format!("rows().some((it) => it.textContent.includes('line {} '))", base + 2);
         wait_for(&browser, "the last line", &line).await;
     }
+    // An address leads to a line that the server has rendered as well.
+    browser.open("about:blank").await;
+    browser.open(&format!("{}/jobs/{job}#L4", server.url())).await;
+    wait_for(&browser, "the line of the address", "onScreen(4) && row(4).ariaCurrent === 'true'")
+        .await;
     let text = browser.run("return document.querySelector('.log').textContent").await;
     assert!(text.as_str().unwrap().contains("8 lines were lost"), "{text}");
     assert_eq!(browser.console().await, [""; 0]);
