@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::clients;
 use crate::clients::github::Github;
 use crate::config::Config;
-use crate::execute::JobCache;
+use crate::execute::{JobCache, JobLogCache};
 use crate::intake::Redactor;
 use crate::log::{Database, DatabaseError, Log};
 use crate::metrics::Metrics;
@@ -29,6 +29,8 @@ pub struct App {
     pub log: Log,
     /// The states of jobs that were changed lately.
     pub jobs: JobCache,
+    /// Where the logs of jobs stand that were written lately.
+    pub job_logs: JobLogCache,
     /// The subscribers.
     pub hub: Arc<Hub>,
     /// The views' tables.
@@ -61,6 +63,7 @@ impl App {
         Ok(Arc::new(Self {
             clock: Clock,
             jobs: JobCache::new(),
+            job_logs: JobLogCache::default(),
             hub: Hub::new(log.feed().head()),
             views: Views::new(database),
             redactor: Redactor::new(config.secrets()),

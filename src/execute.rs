@@ -1,5 +1,7 @@
 //! The one write door: load the state, decide, append; and again if somebody got in between.
 
+mod job_log;
+
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,6 +23,8 @@ use crate::domain::{
     AgentCommand, JobAnswer, JobCommand, NodeCommand, QueueCommand, agent, job, node, queue,
 };
 use crate::log::{AppendError, Committed, DatabaseError, Decision, Expected, Log, QueueRow};
+
+pub use job_log::{JobLogCache, to_job_log};
 
 /// How often a decision is made anew because its stream moved on meanwhile.
 const CONFLICTS_MAX: u32 = 8;

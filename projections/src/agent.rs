@@ -70,6 +70,8 @@ impl Agent {
             | Event::WorkflowRunObserved(_)
             | Event::WorkflowRunCancelRequested(_)
             | Event::JobPriorityChanged(_)
+            | Event::TaskStarted(_)
+            | Event::JobLogRecorded(_)
             | Event::InstanceRequested(_)
             | Event::InstanceStarted(_)
             | Event::CallbackRejected(_)

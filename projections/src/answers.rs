@@ -7,7 +7,7 @@ use milepost_schemas::{AgentId, InstanceId, JobId, NodeId, Position};
 use serde::Serialize;
 
 use crate::board::InstanceStatus;
-use crate::job::{AttemptState, Job, JobStatus};
+use crate::job::{AttemptState, Job, JobStatus, RunningTask};
 use crate::steps::{COUNT, NODE_LABELS, Progress, Step};
 use crate::{Agent, Board, NodeRow, NodeStatus, Subject};
 
@@ -115,6 +115,8 @@ pub struct InstanceBody {
     pub retry_at: Option<Timestamp>,
     /// Why it waits, in the dispatcher's words.
     pub waiting_because: Option<String>,
+    /// The task its tool is at, or was at last.
+    pub task: Option<TaskAnswer>,
     /// Who runs the attempt.
     pub dispatcher: Option<String>,
     /// The run that posts.
@@ -178,6 +180,7 @@ impl InstanceBody {
             max_attempts: job.max_attempts,
             retry_at: attempt.retry_at,
             waiting_because: job.waiting_because.clone(),
+            task: attempt.task.as_ref().map(TaskAnswer::of),
             dispatcher: attempt.dispatcher.clone(),
             workflow_run_id: attempt.workflow_run_id.clone(),
             run_url: attempt.run_url.clone(),
@@ -332,8 +335,30 @@ pub struct AttemptAnswer {
     pub server_id: Option<String>,
     /// When the next attempt begins.
     pub retry_at: Option<Timestamp>,
+    /// The task its tool is at, or was at last.
+    pub task: Option<TaskAnswer>,
     /// The five steps.
     pub steps: [Step; COUNT],
+}
+
+/// A task of an attempt's tool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TaskAnswer {
+    /// Its number within the attempt, from 1.
+    pub number: u64,
+    /// The play it belongs to.
+    pub play: Option<String>,
+    /// Its name.
+    pub task: String,
+    /// When it began.
+    pub started_at: Timestamp,
+}
+
+impl TaskAnswer {
+    fn of(task: &RunningTask) -> Self {
+        let RunningTask { number, play, task, started_at, position: _ } = task;
+        Self { number: *number, play: play.clone(), task: task.clone(), started_at: *started_at }
+    }
 }
 
 impl JobAnswer {
@@ -390,6 +415,7 @@ impl AttemptAnswer {
             failed_step: failure.and_then(|failure| failure.failed_step.clone()),
             server_id: failure.and_then(|failure| failure.server_id.clone()),
             retry_at: attempt.retry_at,
+            task: attempt.task.as_ref().map(TaskAnswer::of),
             steps: labelled(job, attempt.progress.steps()),
         }
     }

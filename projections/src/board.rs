@@ -142,6 +142,7 @@ impl Board {
             | Event::JobRetried(_)
             | Event::JobCancelled(_)
             | Event::LateCallbackRecorded(_)
+            | Event::TaskStarted(_)
             | Event::JobPriorityChanged(_)
             | Event::WorkflowRunObserved(_)
             | Event::WorkflowRunCancelRequested(_) => {
@@ -149,7 +150,8 @@ impl Board {
                     Job::apply(&mut self.job, recorded);
                 }
             }
-            Event::CallbackRejected(_)
+            Event::JobLogRecorded(_)
+            | Event::CallbackRejected(_)
             | Event::NodeRegistered(_)
             | Event::NodeProvisioningRequested(_)
             | Event::NodeActivated(_)
@@ -165,7 +167,7 @@ impl Board {
     }
 }
 
-/// The agent an event concerns.
+/// The agent whose state or history an event belongs to. What its jobs print is no part of that.
 pub fn agent_of(event: &Event) -> Option<AgentId> {
     match event {
         Event::AgentCreated(event) => Some(event.agent_id),
@@ -184,12 +186,14 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         Event::JobRetried(event) => event.agent_id,
         Event::JobCancelled(event) => event.agent_id,
         Event::LateCallbackRecorded(event) => event.agent_id,
+        Event::TaskStarted(event) => event.agent_id,
         Event::JobPriorityChanged(event) => event.agent_id,
         Event::WorkflowRunObserved(event) => event.agent_id,
         Event::WorkflowRunCancelRequested(event) => event.agent_id,
         Event::InstanceRequested(event) => Some(event.agent_id),
         Event::InstanceStarted(event) => Some(event.agent_id),
-        Event::CallbackRejected(_)
+        Event::JobLogRecorded(_)
+        | Event::CallbackRejected(_)
         | Event::NodeRegistered(_)
         | Event::NodeProvisioningRequested(_)
         | Event::NodeActivated(_)

@@ -84,6 +84,21 @@ pub struct Failure {
     pub server_id: Option<String>,
 }
 
+/// The task an attempt's tool is at, or was at last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningTask {
+    /// Its number within the attempt, from 1.
+    pub number: u64,
+    /// The play it belongs to.
+    pub play: Option<String>,
+    /// Its name.
+    pub task: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// Where that stands in the log.
+    pub position: Position,
+}
+
 /// One attempt of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptState {
@@ -111,6 +126,8 @@ pub struct AttemptState {
     pub failure: Option<Failure>,
     /// When the next one begins, where this one failed and there is one.
     pub retry_at: Option<Timestamp>,
+    /// The latest task its tool has begun.
+    pub task: Option<RunningTask>,
     /// What its dispatcher said of it.
     #[serde(default)]
     pub run: RunState,
@@ -147,6 +164,7 @@ impl AttemptState {
             failure: None,
             retry_at: None,
             run: RunState::default(),
+            task: None,
         }
     }
 }
@@ -339,6 +357,17 @@ impl Job {
                 self.current().progress.record(&event.step, at);
                 self.remember(recorded, event.attempt, "step", Some(&event.step), None);
             }
+            // Not remembered: its number says whether it is a repeat.
+            Event::TaskStarted(event) => {
+                self.run(at);
+                self.current().task = Some(RunningTask {
+                    number: event.number,
+                    play: event.play.clone(),
+                    task: event.task.clone(),
+                    started_at: at,
+                    position: recorded.position,
+                });
+            }
             Event::HeartbeatRecorded(event) => {
                 self.hear(at);
                 self.remember(recorded, event.attempt, "heartbeat", None, None);
@@ -388,6 +417,7 @@ impl Job {
             | Event::ProvisioningEnded(_)
             | Event::InstanceRequested(_)
             | Event::InstanceStarted(_)
+            | Event::JobLogRecorded(_)
             | Event::CallbackRejected(_)
             | Event::NodeRegistered(_)
             | Event::NodeProvisioningRequested(_)
@@ -482,7 +512,10 @@ impl Job {
         reason: Option<NotApplied>,
     ) {
         let position = recorded.position;
-        if let Some(id) = recorded.delivery_id {
+        // There may be hundreds of them, and they are told apart otherwise: the window is for
+        // those that are not.
+        let chatty = matches!(kind, "task" | "log");
+        if let Some(id) = recorded.delivery_id.filter(|_| !chatty) {
             let seen = Seen { digest: delivery_digest(id), position, reason };
             push(&mut self.deliveries, seen, DELIVERIES_MAX);
         }
@@ -564,7 +597,10 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         Event::WorkflowRunObserved(event) => Some(event.job_id),
         Event::WorkflowRunCancelRequested(event) => Some(event.job_id),
         Event::JobPriorityChanged(event) => Some(event.job_id),
-        Event::AgentCreated(_)
+        Event::TaskStarted(event) => Some(event.job_id),
+        // What a job prints has a stream of its own.
+        Event::JobLogRecorded(_)
+        | Event::AgentCreated(_)
         | Event::ProvisioningRequested(_)
         | Event::AgentActivated(_)
         | Event::ProvisioningEnded(_)
@@ -602,6 +638,43 @@ mod tests {
         assert_eq!(by_id.map(|seen| seen.position), Some(last));
         assert_eq!(job.seen(Some("id-0"), Attempt(1), "step", None), None);
         assert_eq!(job.seen(None, Attempt(1), "step", Some("step-0")), None);
+    }
+
+    fn task(attempt: u32, number: u64) -> Event {
+        milepost_schemas::event::TaskStarted {
+            job_id: JOB,
+            agent_id: Some(crate::tests::AGENT),
+            node_id: None,
+            attempt: Attempt(attempt),
+            number,
+            play: None,
+            task: format!("task {number}"),
+        }
+        .into()
+    }
+
+    #[test]
+    fn the_latest_task_is_kept_and_a_new_attempt_has_none() {
+        let entries = |events: Vec<Event>| events.into_iter().map(|event| (event, None));
+        let told = vec![queued(), task(1, 1), task(1, 2)];
+        let job = fold_job(entries(told.clone())).unwrap();
+        let latest = job.attempt().task.as_ref().unwrap();
+        assert_eq!((latest.number, latest.task.as_str()), (2, "task 2"));
+        assert_eq!(latest.started_at, crate::tests::at(2));
+        assert_eq!(job.status, JobStatus::Running);
+        let failed = crate::tests::failed(None, None, true);
+        let retried = told.into_iter().chain([failed, crate::tests::retried()]).collect();
+        let job = fold_job(entries(retried)).unwrap();
+        assert_eq!(job.attempt().task, None);
+        assert_eq!(job.attempts[0].task.as_ref().map(|task| task.number), Some(2));
+    }
+
+    #[test]
+    fn tasks_push_no_other_callback_out_of_the_window() {
+        let first = (step(1, "vm_created"), Some("the-step".to_owned()));
+        let tasks = (0..2 * DELIVERIES_MAX as u64).map(|n| (task(1, n + 1), Some(format!("t{n}"))));
+        let job = fold_job([(queued(), None), first].into_iter().chain(tasks)).unwrap();
+        assert!(job.seen(Some("the-step"), Attempt(1), "step", None).is_some());
     }
 
     #[test]

@@ -111,6 +111,8 @@ impl Node {
             | Event::JobPriorityChanged(_)
             | Event::WorkflowRunObserved(_)
             | Event::WorkflowRunCancelRequested(_)
+            | Event::TaskStarted(_)
+            | Event::JobLogRecorded(_)
             | Event::InstanceRequested(_)
             | Event::InstanceStarted(_)
             | Event::CallbackRejected(_)
@@ -175,6 +177,7 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         Event::JobPriorityChanged(event) => event.node_id,
         Event::WorkflowRunObserved(event) => event.node_id,
         Event::WorkflowRunCancelRequested(event) => event.node_id,
+        Event::TaskStarted(event) => event.node_id,
         Event::NodeRegistered(event) => Some(event.node_id),
         Event::NodeProvisioningRequested(event) => Some(event.node_id),
         Event::NodeActivated(event) => Some(event.node_id),
@@ -190,6 +193,7 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         | Event::InstanceRequested(_)
         | Event::InstanceStarted(_)
         | Event::CallbackRejected(_)
+        | Event::JobLogRecorded(_)
         | Event::QueuePaused(_)
         | Event::QueueResumed(_) => None,
     }

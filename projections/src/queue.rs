@@ -53,6 +53,8 @@ impl Queue {
             | Event::JobPriorityChanged(_)
             | Event::WorkflowRunObserved(_)
             | Event::WorkflowRunCancelRequested(_)
+            | Event::TaskStarted(_)
+            | Event::JobLogRecorded(_)
             | Event::InstanceRequested(_)
             | Event::InstanceStarted(_)
             | Event::CallbackRejected(_)

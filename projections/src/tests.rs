@@ -5,12 +5,12 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use milepost_schemas::event::{
     AgentActivated, AgentCreated, CallbackRejected, HeartbeatRecorded, InstanceRequested,
-    InstanceStarted, JobCancelled, JobFailed, JobPriorityChanged, JobQueued, JobRetried,
-    JobSucceeded, LateCallbackRecorded, NodeActivated, NodeAddressTaken, NodeBecameUnreachable,
-    NodeDecommissionEnded, NodeDecommissionRequested, NodeDecommissioned,
+    InstanceStarted, JobCancelled, JobFailed, JobLogRecorded, JobPriorityChanged, JobQueued,
+    JobRetried, JobSucceeded, LateCallbackRecorded, NodeActivated, NodeAddressTaken,
+    NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested, NodeDecommissioned,
     NodeProvisioningRequested, NodeRegistered, NotApplied, Outcome, ProvisioningEnded,
     ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded, QueuePaused,
-    QueueResumed, Retry, Server, WORKFLOW_FAILED, WorkflowDispatchFailed,
+    QueueResumed, Retry, Server, TaskStarted, WORKFLOW_FAILED, WorkflowDispatchFailed,
     WorkflowDispatchRequested, WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
 };
 use milepost_schemas::{
@@ -60,6 +60,7 @@ fn stream_of(event: &Event) -> StreamId {
         (_, Some(job)) => job.stream(),
         (Event::InstanceRequested(event), _) => event.instance_id.stream(),
         (Event::InstanceStarted(event), _) => event.instance_id.stream(),
+        (Event::JobLogRecorded(event), _) => event.job_id.log_stream(),
         _ => AGENT.stream(),
     }
 }
@@ -367,6 +368,29 @@ fn any_event() -> impl Strategy<Value = Event> {
                     server_id: word,
                 }
                 .into(),
+                EventType::TaskStarted => TaskStarted {
+                    job_id,
+                    agent_id: Some(agent_id),
+                    node_id: None,
+                    attempt,
+                    number: second_at.unsigned_abs() + 1,
+                    play: word,
+                    task: step,
+                }
+                .into(),
+                EventType::JobLogRecorded => JobLogRecorded {
+                    job_id,
+                    agent_id: Some(agent_id),
+                    node_id: None,
+                    attempt,
+                    from: 1,
+                    first_row: 1,
+                    heading: flag,
+                    lost: 0,
+                    lines: vec![step],
+                    ends: vec![1],
+                }
+                .into(),
                 EventType::JobPriorityChanged => JobPriorityChanged {
                     job_id,
                     agent_id: Some(agent_id),
@@ -545,6 +569,21 @@ fn an_event_belongs_to_the_row_its_ids_name() {
         reason: NotApplied::UnknownJob,
     };
     assert_eq!(Boards::key(&rejected.into()), None);
+    // What a job prints touches no row, however much that is.
+    let printed = JobLogRecorded {
+        job_id: JOB,
+        agent_id: Some(AGENT),
+        node_id: None,
+        attempt: Attempt(1),
+        from: 1,
+        first_row: 1,
+        heading: true,
+        lost: 0,
+        lines: vec!["PLAY [agent]".into()],
+        ends: vec![1],
+    };
+    let printed = printed.into();
+    assert_eq!((Boards::key(&printed), Jobs::key(&printed)), (None, None));
 }
 
 #[test]

@@ -11,6 +11,12 @@ use serde_json::value::RawValue;
 
 use crate::Attempt;
 
+/// The most lines one *log* callback brings; a sender with more says them in several.
+pub const LOG_LINES_MAX: usize = 500;
+
+/// The highest number a task or a line may have within its attempt.
+pub const NUMBER_MAX: u64 = u32::MAX as u64;
+
 /// One parsed callback.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Callback {
@@ -60,6 +66,22 @@ pub enum CallbackKind {
         /// A server that may be left over.
         server_id: Option<String>,
     },
+    /// A task of the run's tool has begun.
+    Task {
+        /// Its number within the attempt, from 1.
+        number: u64,
+        /// The play it belongs to.
+        play: Option<String>,
+        /// Its name.
+        task: String,
+    },
+    /// The run's tool has printed something.
+    Log {
+        /// The number of the first line within the attempt, from 1.
+        from: u64,
+        /// The lines, in order.
+        lines: Vec<String>,
+    },
     /// A status this version does not know; kept, never applied.
     Unknown {
         /// The status or type as it came.
@@ -76,7 +98,23 @@ impl CallbackKind {
             Self::Step { .. } => "step",
             Self::Done { .. } => "done",
             Self::Failed { .. } => "failed",
+            Self::Task { .. } => "task",
+            Self::Log { .. } => "log",
             Self::Unknown { .. } => "unknown",
+        }
+    }
+
+    /// Whether numbers of its own tell a repeat, whatever its delivery id: tasks and lines, of
+    /// which a run sends many.
+    pub fn is_numbered(&self) -> bool {
+        match self {
+            Self::Task { .. } | Self::Log { .. } => true,
+            Self::Heartbeat
+            | Self::Started
+            | Self::Step { .. }
+            | Self::Done { .. }
+            | Self::Failed { .. }
+            | Self::Unknown { .. } => false,
         }
     }
 
@@ -86,7 +124,11 @@ impl CallbackKind {
             Self::Step { step, .. } => Some(step),
             Self::Failed { step, .. } => step.as_deref(),
             Self::Unknown { status } => Some(status),
-            Self::Heartbeat | Self::Started | Self::Done { .. } => None,
+            Self::Heartbeat
+            | Self::Started
+            | Self::Done { .. }
+            | Self::Task { .. }
+            | Self::Log { .. } => None,
         }
     }
 }
@@ -145,6 +187,16 @@ struct Wire<'a> {
     error: Option<&'a RawValue>,
     #[serde(borrow, default)]
     failed_step: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    number: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    play: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    task: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    from: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    lines: Option<&'a RawValue>,
 }
 
 impl Callback {
@@ -184,6 +236,16 @@ impl Wire<'_> {
     ) -> Result<CallbackKind, CallbackError> {
         Ok(match (kind, status) {
             (Some("heartbeat"), _) => CallbackKind::Heartbeat,
+            (Some("task"), _) => CallbackKind::Task {
+                number: number("number", self.number)?,
+                play: text("play", self.play)?.filter(|play| !play.is_empty()),
+                task: text("task", self.task)?
+                    .filter(|task| !task.is_empty())
+                    .ok_or(CallbackError::Field("task", "a string"))?,
+            },
+            (Some("log"), _) => {
+                CallbackKind::Log { from: number("from", self.from)?, lines: lines(self.lines)? }
+            }
             (_, Some("provisioning")) => match text("step", self.step)?.filter(|s| !s.is_empty()) {
                 None => CallbackKind::Started,
                 Some(step) => {
@@ -258,6 +320,31 @@ fn words(raw: Option<&RawValue>) -> Option<String> {
         // Half a surrogate pair, or too deep: the words as they came say more than none.
         Err(_) => raw.map(|raw| raw.get().to_owned()),
     }
+}
+
+/// A number of a task or a line.
+fn number(name: &'static str, raw: Option<&RawValue>) -> Result<u64, CallbackError> {
+    let number = text(name, raw)?.and_then(|text| text.parse().ok());
+    number
+        .filter(|number| (1..=NUMBER_MAX).contains(number))
+        .ok_or(CallbackError::Field(name, "an integer from 1"))
+}
+
+/// A tool's output is bytes before it is text: what is no text becomes its own words.
+fn lines(raw: Option<&RawValue>) -> Result<Vec<String>, CallbackError> {
+    let expected = CallbackError::Field("lines", "a list of 1 to 500 strings");
+    let Some(lines) = raw.and_then(|raw| serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok())
+    else {
+        return Err(expected);
+    };
+    if lines.is_empty() || lines.len() > LOG_LINES_MAX {
+        return Err(expected);
+    }
+    let is_text = |line: &&RawValue| line.get().starts_with('"');
+    if !lines.iter().all(is_text) {
+        return Err(expected);
+    }
+    Ok(lines.into_iter().filter_map(|line| words(Some(line))).collect())
 }
 
 fn attempt(raw: Option<&RawValue>) -> Result<Option<Attempt>, CallbackError> {
@@ -348,6 +435,63 @@ mod tests {
         for wrong in ["0", "-1", "1.5", "\"x\"", "[]", "4294967296"] {
             assert!(matches!(attempt(wrong), Err(CallbackError::Field("attempt", _))), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_task_and_a_log_go_before_any_status() {
+        let kind = |body: &str| parse(body).unwrap().kind;
+        assert_eq!(
+            kind(
+                r#"{"job_id":"j","type":"task","status":"running","number":3,"play":"agent","task":"docker : add"}"#
+            ),
+            CallbackKind::Task {
+                number: 3,
+                play: Some("agent".into()),
+                task: "docker : add".into()
+            }
+        );
+        assert_eq!(
+            kind(r#"{"job_id":"j","type":"log","status":"failed","from":"7","lines":["a","b"]}"#),
+            CallbackKind::Log { from: 7, lines: vec!["a".into(), "b".into()] }
+        );
+    }
+
+    #[test]
+    fn a_task_or_a_log_that_cannot_be_numbered_or_read_is_refused() {
+        for (rest, field) in [
+            (r#""type":"task","task":"t""#, "number"),
+            (r#""type":"task","task":"t","number":0"#, "number"),
+            (r#""type":"task","task":"t","number":4294967296"#, "number"),
+            (r#""type":"task","number":1"#, "task"),
+            (r#""type":"task","number":1,"task":"""#, "task"),
+            (r#""type":"log","lines":["a"]"#, "from"),
+            (r#""type":"log","from":1"#, "lines"),
+            (r#""type":"log","from":1,"lines":[]"#, "lines"),
+            (r#""type":"log","from":1,"lines":"a""#, "lines"),
+            (r#""type":"log","from":1,"lines":["a",1]"#, "lines"),
+        ] {
+            let error = parse(&format!(r#"{{"job_id":"j",{rest}}}"#)).unwrap_err();
+            assert!(matches!(error, CallbackError::Field(name, _) if name == field), "{rest}");
+        }
+    }
+
+    #[test]
+    fn a_log_brings_at_most_its_most_lines() {
+        let of = |count: usize| {
+            let lines = serde_json::to_string(&vec!["x"; count]).unwrap();
+            parse(&format!(r#"{{"job_id":"j","type":"log","from":1,"lines":{lines}}}"#))
+        };
+        assert!(of(LOG_LINES_MAX).is_ok());
+        let expected = format!("a list of 1 to {LOG_LINES_MAX} strings");
+        let error = of(LOG_LINES_MAX + 1).unwrap_err();
+        assert!(matches!(error, CallbackError::Field("lines", words) if words == expected));
+    }
+
+    #[test]
+    fn a_line_that_is_no_text_is_kept_in_its_own_words() {
+        let kind = parse(r#"{"job_id":"j","type":"log","from":1,"lines":["a \udc80","b"]}"#);
+        let CallbackKind::Log { lines, .. } = kind.unwrap().kind else { panic!("it is a log") };
+        assert_eq!(lines, [r#""a \udc80""#, "b"]);
     }
 
     #[test]

@@ -47,6 +47,8 @@ documents! {
     "LateCallbackRecorded" v 1,
     "WorkflowRunObserved" v 1,
     "WorkflowRunCancelRequested" v 1,
+    "TaskStarted" v 1,
+    "JobLogRecorded" v 1,
     "InstanceRequested" v 1,
     "InstanceStarted" v 1,
     "CallbackRejected" v 1,
@@ -102,6 +104,8 @@ pub fn callback_schema(kind: &str) -> Option<&'static str> {
         "step" => Some(include_str!("../callbacks/step.json")),
         "done" => Some(include_str!("../callbacks/done.json")),
         "failed" => Some(include_str!("../callbacks/failed.json")),
+        "task" => Some(include_str!("../callbacks/task.json")),
+        "log" => Some(include_str!("../callbacks/log.json")),
         _ => None,
     }
 }
@@ -116,7 +120,7 @@ mod tests {
     use super::*;
     use crate::{Callback, Event, EventType, Metadata};
 
-    const CALLBACKS: [&str; 5] = ["heartbeat", "started", "step", "done", "failed"];
+    const CALLBACKS: [&str; 7] = ["heartbeat", "started", "step", "done", "failed", "task", "log"];
 
     fn versions() -> impl Iterator<Item = (EventType, i16)> {
         let of = |kind: &EventType| {
@@ -299,6 +303,14 @@ mod tests {
                 "step": "ansible_started", "server_id": "42"}),
             ),
             ("failed", json!({"status": "failed", "error": {"code": 4}, "unknown_field": true})),
+            ("task", json!({"type": "task", "number": 1, "task": "Gathering Facts"})),
+            (
+                "task",
+                json!({"type": "task", "status": "running", "number": "2", "play": "agent",
+                "task": "docker : add the repository", "attempt": 1}),
+            ),
+            ("log", json!({"type": "log", "from": 1, "lines": ["PLAY [agent]", ""]})),
+            ("log", json!({"type": "log", "status": "failed", "from": 501, "lines": ["x"]})),
             ("done", {
                 server["status"] = json!("running");
                 server.clone()
@@ -323,6 +335,13 @@ mod tests {
             json!({"job_id": "j", "status": "running", "server_id": {}}),
             json!({"job_id": "j", "status": "running", "metadata": {"server_ip": []}}),
             json!({"job_id": "j", "status": "failed", "step": true}),
+            json!({"job_id": "j", "type": "task", "task": "t"}),
+            json!({"job_id": "j", "type": "task", "number": 0, "task": "t"}),
+            json!({"job_id": "j", "type": "task", "number": 1}),
+            json!({"job_id": "j", "type": "log", "from": 1, "lines": []}),
+            json!({"job_id": "j", "type": "log", "from": 1, "lines": [1]}),
+            json!({"job_id": "j", "type": "log", "from": 1, "lines": vec!["x"; 501]}),
+            json!({"job_id": "j", "type": "log", "status": "running"}),
             json!({"job_id": "j", "status": "provisioning", "step": ["vm_created"]}),
             json!(["j"]),
         ] {

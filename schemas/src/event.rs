@@ -161,6 +161,10 @@ events! {
     LateCallbackRecorded = 21 v 1,
     /// Somebody moved a job up or down the queue.
     JobPriorityChanged = 22 v 1,
+    /// A task of the attempt's tool has begun.
+    TaskStarted = 23 v 1,
+    /// The attempt's tool has printed lines.
+    JobLogRecorded = 24 v 1,
     /// The dispatcher's word on an attempt's run.
     WorkflowRunObserved = 25 v 1,
     /// The dispatcher was asked to end a run that nobody wants any more.
@@ -609,7 +613,7 @@ pub struct LateCallbackRecorded {
     pub node_id: Option<NodeId>,
     /// The attempt it spoke for.
     pub attempt: Attempt,
-    /// `heartbeat`, `started`, `step`, `done`, `failed` or `unknown`.
+    /// `heartbeat`, `started`, `step`, `done`, `failed`, `task`, `log` or `unknown`.
     pub kind: String,
     /// Its step, where it had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -619,6 +623,64 @@ pub struct LateCallbackRecorded {
     /// A server nobody else may know of: it goes to compensation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_id: Option<String>,
+}
+
+/// A task of the attempt's tool has begun. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStarted {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent, where it changes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node, where it changes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// The task's number within the attempt, from 1.
+    pub number: u64,
+    /// The play it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub play: Option<String>,
+    /// Its name.
+    pub task: String,
+}
+
+/// The attempt's tool has printed lines. Stream: the job's log, see [`JobId::log_stream`]. Each
+/// event carries all that the next one is decided by, so that nobody has to read the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobLogRecorded {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent, where it changes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// Its node, where it changes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// The attempt that printed them.
+    pub attempt: Attempt,
+    /// The number of the first line kept, within the attempt, from 1.
+    pub from: u64,
+    /// The number of the event's first row in the whole log of the job, from 1. Rows are the
+    /// heading, the gap and the lines, where they are there, in this order.
+    pub first_row: u64,
+    /// Whether a heading stands first: what was printed before came from another attempt.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub heading: bool,
+    /// Lines of the attempt before these that never came; a row says so.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost: u64,
+    /// The lines; colours are kept, secrets are masked.
+    pub lines: Vec<String>,
+    /// Of each attempt, the first one first, the number of the last line that was printed.
+    pub ends: Vec<u64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// An instance was planned. Stream: the instance.
@@ -667,7 +729,7 @@ pub struct Server {
 pub struct CallbackRejected {
     /// The job as the workflow named it, at most 200 characters.
     pub job_id: String,
-    /// `heartbeat`, `started`, `step`, `done`, `failed` or `unknown`.
+    /// `heartbeat`, `started`, `step`, `done`, `failed`, `task`, `log` or `unknown`.
     pub kind: String,
     /// Why it belongs to no job.
     pub reason: NotApplied,

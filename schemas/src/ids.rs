@@ -84,6 +84,14 @@ macro_rules! has_stream {
 }
 has_stream!(AgentId, JobId, InstanceId, NodeId);
 
+impl JobId {
+    /// The stream that holds what the job's runs print: apart, so that the job itself stays quick
+    /// to read however much that is.
+    pub fn log_stream(self) -> StreamId {
+        StreamId(Uuid::new_v5(&self.0, b"log"))
+    }
+}
+
 /// A place in the whole log, from 1, without gaps, in commit order. 0 stands before the first.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,

@@ -47,7 +47,8 @@ pub struct CallbackEvidence {
     /// `webhook-timestamp`, seconds since 1970; only in the Standard Webhooks form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_at: Option<i64>,
-    /// The raw body that was signed. Absent where it held a secret: then its hash stands below.
+    /// The raw body that was signed. Absent where it held a secret, and where it brought lines of
+    /// a log, which stand in the event: then its hash stands below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
     /// SHA-256 of the raw body in hex, where the body itself was not kept.

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::client::Server;
+use super::job_log;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -24,6 +25,8 @@ pub enum Command {
         #[command(flatten)]
         server: Server,
     },
+    /// Print what a job's runs have printed
+    Log(job_log::Args),
     /// Repeat an ended job as a new one
     Retry {
         /// The job
@@ -71,6 +74,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Cancel { job_id, reason, server } => {
             order(&server, &format!("/api/jobs/{job_id}/cancel"), &json!({"reason": reason})).await
         }
+        Command::Log(args) => job_log::run(args).await,
         Command::Retry { job_id, reason, server } => {
             order(&server, &format!("/api/jobs/{job_id}/retry"), &json!({"reason": reason})).await
         }

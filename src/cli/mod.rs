@@ -3,6 +3,7 @@
 mod callback;
 mod client;
 mod dev;
+mod job_log;
 mod jobs;
 mod log;
 mod rehearse;
@@ -39,7 +40,7 @@ enum Command {
     /// Follow or replay the event log
     #[command(subcommand)]
     Log(log::Command),
-    /// List, cancel, repeat or move jobs; pause and resume the queue
+    /// List, cancel, repeat or move jobs, or read their logs; pause and resume the queue
     #[command(subcommand)]
     Jobs(jobs::Command),
     /// Make or revoke the tokens of programs

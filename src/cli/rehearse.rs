@@ -1,6 +1,9 @@
 //! `milepost rehearse`: plays the provisioning workflow with real signed callbacks over real HTTP,
 //! in the workflow's order, with its retries and its gate. It builds nothing.
 
+mod output;
+
+use std::cell::Cell;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -112,7 +115,8 @@ const SCENES: &[Scene] = &[
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let secret = Secret::new(&args.secret).map_err(anyhow::Error::msg)?;
-    let workflow = Workflow { http: reqwest::Client::new(), secret, args };
+    let http = reqwest::Client::new();
+    let workflow = Workflow { http, secret, args, tasks: Cell::new(0), lines: Cell::new(0) };
     let heartbeats = async {
         loop {
             tokio::time::sleep(Duration::from_secs_f64(workflow.args.heartbeat)).await;
@@ -129,6 +133,10 @@ struct Workflow {
     http: reqwest::Client,
     secret: Secret,
     args: Args,
+    /// Tasks that have begun.
+    tasks: Cell<u64>,
+    /// Lines that were printed.
+    lines: Cell<u64>,
 }
 
 impl Workflow {
@@ -136,7 +144,7 @@ impl Workflow {
         let mut late = Vec::new();
         let mut reordered = None;
         for scene in SCENES {
-            self.pause(scene.paces).await;
+            self.work(scene).await;
             if self.has(FaultKind::Hang, scene.name) {
                 std::future::pending::<()>().await;
             }
@@ -166,6 +174,32 @@ impl Workflow {
             self.tell(scene).await?;
         }
         Ok(())
+    }
+
+    /// Does what leads to a scene: tasks begin and lines are printed, each told as it happens.
+    async fn work(&self, scene: &Scene) {
+        let acts = output::before(scene.name);
+        let paces = scene.paces / (acts.len() + 1) as f64;
+        self.pause(paces).await;
+        for act in acts {
+            if let Some(task) = act.task {
+                let number = self.tasks.get() + 1;
+                self.tasks.set(number);
+                let play = output::PLAY;
+                let body = json!({"type": "task", "number": number, "play": play, "task": task});
+                self.try_once(&body).await.ok();
+            }
+            self.print(act.lines).await;
+            self.pause(paces).await;
+        }
+    }
+
+    /// Best effort, as everything that only tells how it goes.
+    async fn print(&self, lines: &[&str]) {
+        let from = self.lines.get() + 1;
+        self.lines.set(self.lines.get() + lines.len() as u64);
+        let body = json!({"type": "log", "from": from, "lines": lines});
+        self.try_once(&body).await.ok();
     }
 
     /// Says that a scene has been reached. *started* is the gate: refused, the workflow stops.
@@ -201,13 +235,15 @@ impl Workflow {
     async fn fail(&self, scene: &Scene) -> anyhow::Result<()> {
         let step = SCENES.iter().take_while(|other| other.name != scene.name).last();
         let step = step.map(|step| step.name).filter(|name| *name != "started");
+        let fatal = format!(
+            "fatal: [{}]: FAILED! => {{\"msg\": \"rehearsed failure before {}\"}}",
+            self.subject(),
+            scene.name
+        );
+        self.print(&[&format!("\u{1b}[0;31m{fatal}\u{1b}[0m")]).await;
         self.insist(&json!({
             "status": "failed",
-            "error": format!(
-                "TASK [agent : wait for the agent to answer]\nfatal: [{}]: FAILED! => \
-                 {{\"msg\": \"rehearsed failure before {}\"}}",
-                self.subject(), scene.name
-            ),
+            "error": format!("TASK [agent : wait for the agent to answer]\n{fatal}"),
             "failed_step": scene.phase,
             "step": step,
         }))

@@ -77,6 +77,9 @@ fn job(job: &Value) -> (String, Option<bool>) {
         job["max_attempts"],
     );
     steps(&mut text, &attempt["steps"]);
+    if status == "running" {
+        task(&mut text, &attempt["task"]);
+    }
     failure(&mut text, &job["error_message"], &job["run_after"]);
     let ended = match status {
         "succeeded" => Some(true),
@@ -96,6 +99,9 @@ fn instance(answer: &Value) -> (String, Option<bool>) {
         instance["max_attempts"],
     );
     steps(&mut text, &answer["steps"]);
+    if instance["job_status"] == "running" {
+        task(&mut text, &instance["task"]);
+    }
     failure(&mut text, &instance["error"], &instance["retry_at"]);
     let ended = match instance["job_status"].as_str() {
         Some("succeeded") => Some(true),
@@ -119,6 +125,12 @@ fn steps(text: &mut String, steps: &Value) {
         });
         let label = step["label"].as_str().unwrap_or_default();
         writeln!(text, "  {icon} {label:<24}{took:>7}").expect("a string takes every write");
+    }
+}
+
+fn task(text: &mut String, task: &Value) {
+    if let Some(name) = task["task"].as_str() {
+        writeln!(text, "    now: TASK [{name}]").expect("a string takes every write");
     }
 }
 

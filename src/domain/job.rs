@@ -16,7 +16,8 @@ use milepost_projections::job::{AttemptState, JobStatus};
 use milepost_schemas::event::{
     HeartbeatRecorded, JobCancelled, JobFailed, JobPriorityChanged, JobRetried, JobSucceeded,
     LateCallbackRecorded, NotApplied, Outcome, ProvisioningStarted, ProvisioningStepRecorded,
-    Retry, WORKFLOW_FAILED, WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+    Retry, TaskStarted, WORKFLOW_FAILED, WorkflowDispatchFailed, WorkflowDispatchRequested,
+    WorkflowDispatched,
 };
 use milepost_schemas::{Attempt, Callback, CallbackKind, Event, Position};
 
@@ -322,6 +323,12 @@ fn fence(job: &Job, claim: Position) -> Result<(), JobRefusal> {
 
 fn record(job: &Job, callback: &Callback, now: Timestamp, limits: &Limits) -> JobDecision {
     let attempt = attempt_of(job, callback);
+    if callback.kind.is_numbered() {
+        return match not_applicable(job, attempt, &callback.kind) {
+            Some(reason) => keep_once(job, attempt, &callback.kind, reason),
+            None => apply(job, attempt, callback, now, limits),
+        };
+    }
     let (kind, step) = (callback.kind.name(), callback.kind.step());
     if let Some(seen) = job.seen(callback.delivery_id.as_deref(), attempt, kind, step) {
         // The admission gate holds for a repeated *started* too: a run that somebody starts again
@@ -338,11 +345,22 @@ fn record(job: &Job, callback: &Callback, now: Timestamp, limits: &Limits) -> Jo
     }
 }
 
+/// Keeps the first of many callbacks that change nothing; the others get its answer.
+fn keep_once(job: &Job, attempt: Attempt, kind: &CallbackKind, reason: NotApplied) -> JobDecision {
+    match job.seen(None, attempt, kind.name(), kind.step()) {
+        Some(seen) => {
+            let answer = JobAnswer::Repeated(seen.position, seen.reason);
+            JobDecision { events: Vec::new(), answer, queue: None }
+        }
+        None => keep(job, attempt, kind, reason),
+    }
+}
+
 /// The attempt a callback speaks for. One that names none is told by its run. Else a *started* is
 /// the first word of the attempt that waits, whoever dispatched it; all others belong to the
 /// attempt under way, and to the one before while the next has not begun: no run of that has
 /// spoken yet.
-fn attempt_of(job: &Job, callback: &Callback) -> Attempt {
+pub fn attempt_of(job: &Job, callback: &Callback) -> Attempt {
     let by_run = |attempt: &&AttemptState| {
         attempt.workflow_run_id.is_some() && attempt.workflow_run_id == callback.workflow_run_id
     };
@@ -376,7 +394,9 @@ fn not_applicable(job: &Job, attempt: Attempt, kind: &CallbackKind) -> Option<No
         | CallbackKind::Started
         | CallbackKind::Step { .. }
         | CallbackKind::Done { .. }
-        | CallbackKind::Failed { .. } => None,
+        | CallbackKind::Failed { .. }
+        | CallbackKind::Task { .. }
+        | CallbackKind::Log { .. } => None,
     }
 }
 
@@ -388,6 +408,8 @@ fn keep(job: &Job, attempt: Attempt, kind: &CallbackKind, reason: NotApplied) ->
         CallbackKind::Heartbeat
         | CallbackKind::Started
         | CallbackKind::Step { .. }
+        | CallbackKind::Task { .. }
+        | CallbackKind::Log { .. }
         | CallbackKind::Unknown { .. } => None,
     };
     let (agent_id, node_id) = job.subject.ids();
@@ -446,6 +468,22 @@ fn apply(
                 retryable: true,
             };
             fail(job, failure, now, limits)
+        }
+        CallbackKind::Task { number, play, task } => match &job.attempt().task {
+            // A repeat, or too late to be what runs now.
+            Some(latest) if *number <= latest.number => {
+                let answer = JobAnswer::Repeated(latest.position, None);
+                JobDecision { events: Vec::new(), answer, queue: None }
+            }
+            Some(_) | None => {
+                let (number, play, task) = (*number, play.clone(), task.clone());
+                let event = TaskStarted { job_id, agent_id, node_id, attempt, number, play, task };
+                JobDecision::applied(vec![event.into()], begun(job, now, limits))
+            }
+        },
+        // Lines have a stream of their own; those of an attempt that has not begun come here.
+        CallbackKind::Log { .. } => {
+            keep_once(job, attempt, &callback.kind, NotApplied::AttemptNotBegun)
         }
         CallbackKind::Unknown { .. } => {
             keep(job, attempt, &callback.kind, NotApplied::UnknownStatus)

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod job;
+pub mod job_log;
 pub mod node;
 pub mod queue;
 pub mod server;

@@ -44,6 +44,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/api/jobs/{id}/priority", &["post"]),
     ("/api/jobs/{id}/retry", &["post"]),
     ("/api/jobs/{id}/stream", &["get"]),
+    ("/api/jobs/{id}/log", &["get"]),
+    ("/api/jobs/{id}/log.txt", &["get"]),
+    ("/api/jobs/{id}/log/stream", &["get"]),
     ("/api/nodes", &["get", "post"]),
     ("/api/nodes/{id}", &["get"]),
     ("/api/nodes/{id}/provision", &["post"]),
@@ -77,6 +80,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/jobs/{id}/priority", post(api::jobs::priority))
         .route("/api/jobs/{id}/retry", post(api::jobs::retry))
         .route("/api/jobs/{id}/stream", get(api::streams::job))
+        .route("/api/jobs/{id}/log", get(api::job_log::list))
+        .route("/api/jobs/{id}/log.txt", get(api::job_log::text))
+        .route("/api/jobs/{id}/log/stream", get(api::job_log::stream))
         .route("/api/nodes", get(api::nodes::list).post(api::nodes::create))
         .route("/api/nodes/{id}", get(api::nodes::show))
         .route("/api/nodes/{id}/provision", post(api::nodes::provision))

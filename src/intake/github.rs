@@ -12,7 +12,7 @@ use milepost_schemas::{Callback, CallbackError, CallbackEvidence, CallbackKind, 
 use sha2::{Digest, Sha256};
 
 use super::redact::plain;
-use super::{Redactor, Verified};
+use super::{Redactor, Verified, lines};
 
 /// The largest body of a callback, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -123,7 +123,9 @@ pub fn verify(
     if secret {
         mask(redactor, &mut callback);
     }
-    clean_error(&mut callback);
+    clean(&mut callback);
+    // What a run prints is a lot, and is in the event: its body is not kept beside it.
+    let hashed = secret || matches!(callback.kind, CallbackKind::Log { .. });
     let evidence = CallbackEvidence {
         delivery_id: callback.delivery_id.clone(),
         signature_form: signed.form,
@@ -131,8 +133,8 @@ pub fn verify(
         attempt: callback.attempt.map(|attempt| attempt.0),
         signature: signed.signature,
         signed_at: signed.at,
-        body: (!secret).then(|| String::from_utf8_lossy(body).into_owned()),
-        body_sha256: secret.then(|| hex::encode(Sha256::digest(body))),
+        body: (!hashed).then(|| String::from_utf8_lossy(body).into_owned()),
+        body_sha256: hashed.then(|| hex::encode(Sha256::digest(body))),
     };
     Ok(Verified { value: callback, evidence })
 }
@@ -275,13 +277,36 @@ fn mask(redactor: &Redactor, callback: &mut Callback) {
         CallbackKind::Failed { error, failed_step, step, server_id } => {
             [error, failed_step, step, server_id].into_iter().for_each(hide);
         }
+        CallbackKind::Task { number: _, play, task } => {
+            text(task);
+            hide(play);
+        }
+        CallbackKind::Log { from: _, lines } => lines::mask(redactor, lines),
         CallbackKind::Unknown { status } => text(status),
     }
 }
 
-fn clean_error(callback: &mut Callback) {
-    if let CallbackKind::Failed { error: Some(error), .. } = &mut callback.kind {
-        *error = plain(error).into_owned();
+/// Takes out of a tool's words what is for terminals.
+fn clean(callback: &mut Callback) {
+    match &mut callback.kind {
+        CallbackKind::Failed { error: Some(error), .. } => *error = plain(error).into_owned(),
+        CallbackKind::Task { number: _, play, task } => {
+            for name in std::iter::once(task).chain(play) {
+                *name = plain(name).into_owned();
+                lines::short(name);
+            }
+        }
+        CallbackKind::Log { from: _, lines } => {
+            for line in lines {
+                *line = lines::clean(line);
+            }
+        }
+        CallbackKind::Failed { error: None, .. }
+        | CallbackKind::Heartbeat
+        | CallbackKind::Started
+        | CallbackKind::Step { .. }
+        | CallbackKind::Done { .. }
+        | CallbackKind::Unknown { .. } => {}
     }
 }
 
@@ -444,6 +469,29 @@ mod tests {
         // A secret that was taken out is in force no more.
         let headers = headers(&[("x-signature", TEXT_SIGNED)]);
         assert!(unauthorised(&check(&rules(&[WHSEC]), &headers, BODY.as_bytes())));
+    }
+
+    #[test]
+    fn printed_lines_are_cleaned_and_their_body_is_not_kept_beside_them() {
+        let body = r#"{"job_id":"j","type":"log","from":1,"lines":["\u001b[32mok\u001b[0m\u001b[2K\u0000","b"]}"#;
+        let verified = signed(body).unwrap();
+        let lines = vec!["\u{1b}[32mok\u{1b}[0m".to_owned(), "b".to_owned()];
+        assert_eq!(verified.value.kind, CallbackKind::Log { from: 1, lines });
+        let hash = hex::encode(Sha256::digest(body));
+        assert_eq!((verified.evidence.body, verified.evidence.body_sha256), (None, Some(hash)));
+    }
+
+    #[test]
+    fn a_task_s_name_is_plain_and_short() {
+        let long = "x".repeat(lines::NAME_BYTES_MAX + 1);
+        let body = format!(
+            r#"{{"job_id":"j","type":"task","number":1,"play":"{long}","task":"\u001b[1mt\u0000"}}"#
+        );
+        let CallbackKind::Task { play, task, .. } = signed(&body).unwrap().value.kind else {
+            panic!("it is a task")
+        };
+        assert_eq!(play.map(|play| play.len()), Some(lines::NAME_BYTES_MAX));
+        assert_eq!(task, "t");
     }
 
     #[test]
@@ -624,6 +672,9 @@ mod tests {
             r#""status":"provisioning","step":"s","metadata":{"hunter2+x":1}"#,
             r#""status":"running","server_id":"hunter2+x","metadata":{"server_ip":"hunter2+x"}"#,
             r#""status":"hunter2+x""#,
+            r#""type":"task","number":1,"task":"hunter2+x","play":"hunter2+x""#,
+            r#""type":"log","from":1,"lines":["a","key=hunter2+x"]"#,
+            r#""type":"log","from":1,"lines":["hunt\u001b[1;31mer2+x\u001b[0m"]"#,
             r#""type":"heartbeat","delivery_id":"hunter2+x""#,
             r#""type":"heartbeat","note":"hunter2+x""#,
             // By its form.

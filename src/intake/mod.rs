@@ -2,10 +2,11 @@
 //! [`Verified`] value, and nobody checks again.
 
 pub mod github;
+pub mod lines;
 mod redact;
 pub mod workflow_run;
 
-pub use redact::Redactor;
+pub use redact::{Redactor, plain};
 
 /// Something whose signature was checked, with what proves it.
 #[derive(Debug)]

@@ -134,6 +134,29 @@ impl Log {
         Ok(rows.iter().map(|row| committed(epoch, row)).collect())
     }
 
+    /// Reads up to `limit` events of one stream from a version on, ascending.
+    ///
+    /// # Errors
+    /// [`DatabaseError`] when the database cannot be asked.
+    pub async fn read_versions(
+        &self,
+        stream: StreamId,
+        from: u32,
+        limit: usize,
+    ) -> Result<Vec<Committed>, DatabaseError> {
+        let client = self.database.get().await?;
+        let statement = client
+            .prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM event WHERE stream_id = $1 AND version >= $2 \
+                 ORDER BY version LIMIT $3"
+            ))
+            .await?;
+        let rows =
+            client.query(&statement, &[&stream.0, &from.cast_signed(), &(limit as i64)]).await?;
+        let epoch = self.feed.epoch();
+        Ok(rows.iter().map(|row| committed(epoch, row)).collect())
+    }
+
     /// Reads the latest event of a stream, if there is one.
     ///
     /// # Errors

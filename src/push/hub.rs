@@ -18,6 +18,8 @@ pub enum Topic {
     Agent(AgentId),
     /// The state of one job.
     Job(JobId),
+    /// What one job's runs print; it has no state.
+    Log(JobId),
     /// The state of every agent's instance.
     AllAgents,
 }
@@ -94,8 +96,14 @@ impl Hub {
 
     /// Keeps the states of a round and wakes who watches them; then says how far the log is
     /// followed. `all_agents`: whether the round holds every agent that changed, or only those
-    /// that are watched by themselves.
-    pub(super) fn publish(&self, states: Vec<(Topic, Bytes)>, upto: Position, all_agents: bool) {
+    /// that are watched by themselves. `logs`: those that grew; their followers read them.
+    pub(super) fn publish(
+        &self,
+        states: Vec<(Topic, Bytes)>,
+        logs: impl IntoIterator<Item = JobId>,
+        upto: Position,
+        all_agents: bool,
+    ) {
         let mut woken = Vec::new();
         {
             let mut inner = self.lock();
@@ -106,6 +114,9 @@ impl Hub {
                     inner.wake(Topic::AllAgents, &mut woken);
                 }
                 inner.states.insert(topic, (upto, frame));
+            }
+            for job in logs {
+                inner.wake(Topic::Log(job), &mut woken);
             }
             if !all_agents {
                 // Who began to watch them all during this round has to look for himself.
@@ -144,7 +155,7 @@ impl Inner {
         match topic {
             Topic::AllAgents => states.retain(|topic, _| watchers.contains_key(topic)),
             Topic::Agent(_) if watchers.contains_key(&Topic::AllAgents) => {}
-            Topic::Agent(_) | Topic::Job(_) => {
+            Topic::Agent(_) | Topic::Job(_) | Topic::Log(_) => {
                 states.remove(&topic);
             }
         }

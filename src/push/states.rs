@@ -11,7 +11,7 @@ use milepost_projections::answers::{InstanceAnswer, JobAnswer};
 use milepost_projections::board::agent_of;
 use milepost_projections::job::job_of;
 use milepost_projections::{Board, Job};
-use milepost_schemas::{AgentId, JobId, Position};
+use milepost_schemas::{AgentId, Event, JobId, Position};
 use serde::Serialize;
 
 use super::encode;
@@ -85,7 +85,7 @@ impl States {
         if app.hub.is_idle() {
             self.boards.clear();
             self.jobs.clear();
-            return app.hub.publish(Vec::new(), upto, false);
+            return app.hub.publish(Vec::new(), [], upto, false);
         }
         let all_agents = app.hub.is_watched(Topic::AllAgents);
         let mut watched = HashMap::new();
@@ -93,8 +93,12 @@ impl States {
             |topic| *watched.entry(topic).or_insert_with(|| app.hub.is_watched(topic));
         let mut agents = HashSet::new();
         let mut jobs = HashSet::new();
+        let mut logs = HashSet::new();
         for event in events {
             let Ok(recorded) = event.recorded() else { continue };
+            if let Event::JobLogRecorded(printed) = recorded.event {
+                logs.insert(printed.job_id);
+            }
             if let Some(agent) = agent_of(recorded.event) {
                 if let Some(board) = self.boards.get_mut(&agent)
                     && recorded.position > board.position
@@ -124,7 +128,7 @@ impl States {
         for job in jobs {
             states.extend(self.job(app, job).await.map(|frame| (Topic::Job(job), frame)));
         }
-        app.hub.publish(states, upto, all_agents);
+        app.hub.publish(states, logs, upto, all_agents);
     }
 
     async fn agent(&mut self, app: &App, id: AgentId) -> Option<Bytes> {

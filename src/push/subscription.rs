@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use milepost_projections::board::agent_of;
 use milepost_projections::job::job_of;
-use milepost_schemas::{AgentId, JobId, Position, StreamId};
+use milepost_schemas::{AgentId, EventType, JobId, Position, StreamId};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -76,6 +76,8 @@ pub struct Wants {
     pub all_agents: bool,
     /// The states of these jobs.
     pub jobs: Vec<JobId>,
+    /// What the runs of these jobs print.
+    pub logs: Vec<JobId>,
     /// All events that pass.
     pub events: Option<EventFilter>,
     /// The events of these agents, with their jobs' and instances'.
@@ -88,15 +90,24 @@ impl Wants {
     fn topics(&self) -> Vec<Topic> {
         let agents = self.agents.iter().chain(&self.events_of_agents).copied().map(Topic::Agent);
         let jobs = self.jobs.iter().chain(&self.events_of_jobs).copied().map(Topic::Job);
-        let mut topics: Vec<Topic> = agents.chain(jobs).collect();
+        let logs = self.logs.iter().copied().map(Topic::Log);
+        let mut topics: Vec<Topic> = agents.chain(jobs).chain(logs).collect();
         topics.extend(self.all_agents.then_some(Topic::AllAgents));
         topics
     }
 
     fn any_events(&self) -> bool {
         self.events.is_some()
+            || !self.logs.is_empty()
             || !self.events_of_agents.is_empty()
             || !self.events_of_jobs.is_empty()
+    }
+
+    /// Whether an event is part of a log that is followed.
+    fn follows(&self, event: &Committed) -> bool {
+        !self.logs.is_empty()
+            && event.code == EventType::JobLogRecorded.code()
+            && self.logs.iter().any(|job| job.log_stream() == event.stream)
     }
 
     fn accepts(&self, event: &Committed) -> bool {
@@ -300,16 +311,31 @@ impl Subscription {
                         return Ok(reached);
                     }
                     reached = event.position;
-                    if self.wants.accepts(event) {
-                        let frame = event.rendered(encode::event);
-                        bytes += frame.len();
-                        frames.push(frame);
-                    }
+                    bytes += self.push_event(event, frames);
                 }
                 Ok(reached)
             }
             Since::Older(kept_from) => self.events_from_log(upto.min(kept_from), frames).await,
         }
+    }
+
+    /// Adds what an event is to this subscriber; how many bytes that is. Each form is rendered
+    /// once for all: what a run prints as lines, everything else as the event it is.
+    fn push_event(&self, event: &Committed, frames: &mut Vec<Bytes>) -> usize {
+        let before = frames.len();
+        let as_event = self.wants.accepts(event);
+        if self.wants.follows(event) {
+            // Who resumes from the lines must not miss the event that follows them.
+            let position = event.position.0 - u64::from(as_event);
+            frames.push(encode::id(event.epoch, Position(position)));
+            frames.push(event.rendered(log_frame));
+        }
+        if as_event && event.code == EventType::JobLogRecorded.code() {
+            frames.push(encode::event(event));
+        } else if as_event {
+            frames.push(event.rendered(encode::event));
+        }
+        frames[before..].iter().map(Bytes::len).sum()
     }
 
     async fn events_from_log(
@@ -331,10 +357,15 @@ impl Subscription {
             bytes += encode::event_bytes_max(event);
             taken += 1;
         }
-        if taken > 0 {
+        if self.wants.logs.is_empty() && taken > 0 {
             frames.push(encode::events(&events[..taken]));
-            self.read_events = (BATCH_BYTES_MAX * taken / bytes).clamp(1, RESUME_READ_EVENTS);
+        } else {
+            for event in &events[..taken] {
+                self.push_event(event, frames);
+            }
         }
+        self.read_events =
+            (BATCH_BYTES_MAX * taken.max(1) / bytes.max(1)).clamp(1, RESUME_READ_EVENTS);
         Ok(reached)
     }
 
@@ -345,6 +376,7 @@ impl Subscription {
         }
         let mut streams: Vec<StreamId> =
             self.wants.events_of_jobs.iter().map(|job| job.stream()).collect();
+        streams.extend(self.wants.logs.iter().map(|job| job.log_stream()));
         for agent in &self.wants.events_of_agents {
             streams.extend(views::streams_of_agent(&self.app.log, *agent).await?);
         }
@@ -397,6 +429,14 @@ impl Subscription {
         let bookmark = Bookmark { epoch, position: self.position, at: self.app.clock.now() };
         let data = serde_json::to_vec(&bookmark).expect("a bookmark is plain data");
         encode::message(epoch, self.position, name, &data)
+    }
+}
+
+/// What a run printed as one message, but for its id.
+fn log_frame(event: &Committed) -> Bytes {
+    match views::log_message(event) {
+        Some(message) => encode::message_without_id("log", &message),
+        None => encode::comment("lines that cannot be read"),
     }
 }
 

@@ -32,13 +32,13 @@ async fn wait_for_status(client: &Client, job: &str, wanted: &str) -> Value {
     .await
 }
 
-/// The types of a job's events, heartbeats left out, with what tells them apart.
+/// The types of a job's events, heartbeats and tasks left out, with what tells them apart.
 async fn story(client: &Client, job: &str) -> Vec<String> {
     let events = client.events().await;
     let of_job = events.iter().filter(|event| event["stream"] == job);
     of_job
-        .filter(|event| event["type"] != "HeartbeatRecorded")
-        .filter(|event| event["data"]["kind"] != "heartbeat")
+        .filter(|event| event["type"] != "HeartbeatRecorded" && event["type"] != "TaskStarted")
+        .filter(|event| event["data"]["kind"] != "heartbeat" && event["data"]["kind"] != "task")
         .map(|event| {
             let step = event["data"]["step"].as_str().or(event["data"]["reason"].as_str());
             format!("{} {}", text(event, "type"), step.unwrap_or_default()).trim_end().to_owned()
@@ -80,6 +80,31 @@ async fn the_first_start_has_a_job_that_succeeds() {
     let path = format!("/api/agents/{}/instance", text(agent, "id"));
     let instance = client.read(&path).await;
     assert!(text(&instance["instance"], "server_id").starts_with("rehearsal-"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsal_tells_its_tasks_and_what_it_prints() {
+    let server = rehearsing("fail@ansible_complete", &[]).await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    let followed = run(&server, &["jobs", "log", &job, "--follow"]).await;
+    let state = wait_for_status(&client, &job, "failed").await;
+    for attempt in state["timeline"].as_array().unwrap() {
+        assert_eq!(attempt["task"]["task"], "agent : wait for the agent to answer", "{attempt}");
+        assert_eq!(attempt["task"]["number"], 6);
+    }
+    let printed = run(&server, &["jobs", "log", &job]).await;
+    assert_eq!(followed, printed, "who follows gets what is there");
+    assert!(!printed.contains('\u{1b}'), "colours are for terminals");
+    for attempt in 1..=4 {
+        assert!(printed.contains(&format!("Attempt {attempt}\n")), "{printed}");
+    }
+    assert_eq!(printed.matches("TASK [docker : add the repository]").count(), 4);
+    assert_eq!(printed.matches("rehearsed failure before ansible_complete").count(), 4);
+    assert!(!printed.contains("lost"), "{printed}");
+    let path = format!("/api/jobs/{job}/log.txt");
+    let request = client.request(reqwest::Method::GET, &path).bearer_auth(&client.token);
+    assert_eq!(client.send(request).await.text(), printed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -211,6 +236,7 @@ async fn the_command_line_follows_and_replays_a_rehearsal() {
     let (agent, job) = client.job("mari").await;
 
     let watched = run(&server, &["watch", &job]).await;
+    assert!(watched.contains("    now: TASK [docker : add the repository]"), "{watched}");
     assert!(watched.contains("succeeded  attempt 1 of 4"), "{watched}");
     assert!(watched.contains("✓ Configuring Agent"), "{watched}");
     let watched = run(&server, &["watch", &agent]).await;

@@ -1,6 +1,7 @@
 //! What the log means, kept ready in tables for lists; and read from the log itself for one
 //! thing, so that an answer about one agent or job is as fresh as the database on every node.
 
+mod job_log;
 mod runner;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,10 @@ use uuid::Uuid;
 use crate::execute::{ExecuteError, unreadable};
 use crate::log::{Committed, Database, DatabaseError, Log};
 
+pub use job_log::{
+    LOG_ROWS_MAX, LogEnd, LogPage, RowRange, log_message, read_log_end, read_log_rows,
+    read_log_text,
+};
 pub use runner::start;
 
 /// Rows a list holds at the most.

@@ -362,6 +362,86 @@ fn steps_late_twice_and_out_of_order_never_move_back() {
     assert_eq!(job.steps(), "cccca");
 }
 
+fn task(number: u64) -> Value {
+    json!({"type": "task", "number": number, "play": "agent", "task": format!("task {number}")})
+}
+
+#[test]
+fn a_task_is_kept_as_the_one_under_way() {
+    let mut job = running();
+    let decision = job.hears(task(1));
+    assert_eq!((names(&decision), &decision.answer), (vec!["TaskStarted"], &JobAnswer::Applied));
+    assert_eq!(decision.queue, None);
+    job.wait_minutes(1);
+    job.hears(task(3));
+    let latest = job.job().attempt().task.clone().unwrap();
+    assert_eq!((latest.number, latest.task.as_str(), latest.started_at), (3, "task 3", job.now));
+    assert_eq!(job.steps(), "cappp", "a task is no step");
+}
+
+#[test]
+fn a_task_that_comes_first_runs_the_job() {
+    let mut job = dispatching();
+    let decision = job.hears(task(1));
+    assert_eq!(job.status(), JobStatus::Running);
+    assert!(matches!(decision.queue, Some((QueueState::Running, _))));
+}
+
+#[test]
+fn a_task_not_above_the_latest_changes_nothing_whatever_its_delivery_id() {
+    let mut job = running();
+    job.hears(task(4));
+    let position = job.last_position();
+    for number in [4, 3, 1] {
+        let mut body = task(number);
+        repeats(&job.hears(body.clone()), position, None);
+        body["delivery_id"] = json!(format!("d{number}"));
+        repeats(&job.hears(body), position, None);
+    }
+    assert_eq!(names(&job.hears(task(5))), ["TaskStarted"]);
+}
+
+#[test]
+fn the_next_attempt_counts_its_tasks_anew() {
+    let mut job = running();
+    job.hears(task(9));
+    job.hears(json!({"status": "failed"}));
+    job.wait_minutes(1);
+    job.orders(JobCommand::Tick);
+    job.orders(claim());
+    let mut body = task(1);
+    body["attempt"] = json!(2);
+    assert_eq!(names(&job.hears(body)), ["TaskStarted"]);
+    assert_eq!(job.job().attempts[0].task.as_ref().map(|task| task.number), Some(9));
+}
+
+#[test]
+fn of_tasks_that_come_too_late_or_too_early_the_first_is_kept() {
+    for (name, mut job) in ended() {
+        let mut body = task(1);
+        body["delivery_id"] = json!("d1");
+        let decision = job.hears(body);
+        let (event, reason) = kept(&decision);
+        assert_eq!((event.kind.as_str(), reason), ("task", NotApplied::JobEnded), "{name}");
+        let position = job.last_position();
+        let mut body = task(2);
+        body["delivery_id"] = json!("d2");
+        repeats(&job.hears(body), position, Some(NotApplied::JobEnded));
+    }
+    let mut job = retrying();
+    let early = |number| {
+        let mut body = task(number);
+        body["attempt"] = json!(2);
+        body
+    };
+    assert_eq!(kept(&job.hears(early(1))).1, NotApplied::AttemptNotBegun);
+    job.wait_minutes(1);
+    job.orders(JobCommand::Tick);
+    job.orders(claim());
+    // Once it has begun, what was too early is no reason any more.
+    assert_eq!(names(&job.hears(early(2))), ["TaskStarted"]);
+}
+
 #[test]
 fn a_heartbeat_extends_a_running_attempt() {
     let mut job = running();

@@ -3,6 +3,7 @@
 pub mod agents;
 pub mod events;
 pub mod health;
+pub mod job_log;
 pub mod jobs;
 pub mod metrics;
 pub mod nodes;

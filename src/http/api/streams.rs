@@ -1,4 +1,4 @@
-//! The four streams. `Last-Event-ID`, or `?since=` where there is no such header, resumes.
+//! The streams. `Last-Event-ID`, or `?since=` where there is no such header, resumes.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ pub async fn job(
     Ok(stream(&app, &actor, &request, Wants { jobs: vec![job], ..Wants::default() }))
 }
 
-/// `GET /api/stream?agent=<id>|all&job=<id>&events=<id>|all`: what the pages of one browser need,
+/// `GET /api/stream?agent=<id>|all&job=<id>&log=<id>&events=<id>|all`: what the pages of one browser need,
 /// in one connection. Each parameter may be repeated.
 ///
 /// # Errors
@@ -77,7 +77,7 @@ async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
     let mut wants = Wants::default();
     let mut count = 0;
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        if !matches!(&*name, "agent" | "job" | "events") {
+        if !matches!(&*name, "agent" | "job" | "log" | "events") {
             continue;
         }
         count += 1;
@@ -90,6 +90,7 @@ async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
             ("agent", "all") => wants.all_agents = true,
             ("agent", value) => wants.agents.push(named("agent", value)?),
             ("job", value) => wants.jobs.push(named("job", value)?),
+            ("log", value) => wants.logs.push(named("log", value)?),
             (_, "all") => wants.events = Some(crate::log::EventFilter::default()),
             (_, value) => {
                 let job: JobId = named("events", value)?;
@@ -102,7 +103,7 @@ async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
         }
     }
     if count == 0 {
-        return Err(Problem::bad_request("say what to watch: agent=, job= or events="));
+        return Err(Problem::bad_request("say what to watch: agent=, job=, log= or events="));
     }
     Ok(wants)
 }
@@ -111,7 +112,13 @@ fn named<T: FromStr>(name: &str, value: &str) -> Result<T, Problem> {
     value.parse().map_err(|_| Problem::bad_request(format!("{name}={value} makes no sense")))
 }
 
-fn stream(app: &Arc<App>, actor: &Actor, request: &Request<Body>, wants: Wants) -> Response {
+/// Answers with the stream of what is wanted.
+pub(super) fn stream(
+    app: &Arc<App>,
+    actor: &Actor,
+    request: &Request<Body>,
+    wants: Wants,
+) -> Response {
     let since = since(request);
     let subscription = Subscription::new(Arc::clone(app), wants, since);
     respond(request, subscription, actor.expires_at)

@@ -100,8 +100,13 @@ async fn record(
         callback: Some(verified.evidence),
     });
     if let Some(job_id) = job_id {
-        let command = JobCommand::Record(Arc::clone(&callback));
-        match execute::to_job(app, job_id, command, Arc::clone(&metadata)).await {
+        let executed = if matches!(callback.kind, CallbackKind::Log { .. }) {
+            execute::to_job_log(app, job_id, Arc::clone(&callback), Arc::clone(&metadata)).await
+        } else {
+            let command = JobCommand::Record(Arc::clone(&callback));
+            execute::to_job(app, job_id, command, Arc::clone(&metadata)).await
+        };
+        match executed {
             Err(ExecuteError::UnknownJob) => {}
             outcome => {
                 let outcome = outcome?;

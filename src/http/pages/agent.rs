@@ -6,6 +6,7 @@ use milepost_schemas::AgentId;
 
 use super::attempt::AttemptView;
 use super::event_row::{EventList, EventsView};
+use super::log::LogView;
 use super::standing::Standing;
 use super::{Actions, Fact, Frame, Usual};
 
@@ -21,6 +22,7 @@ pub struct AgentPage {
     actions: Actions,
     attempts: Vec<AttemptView>,
     blank: AttemptView,
+    log: LogView,
     facts: Vec<Fact>,
     missing: String,
     events: EventsView,
@@ -34,6 +36,7 @@ impl AgentPage {
         agent: &InstanceAnswer,
         job: Option<&JobAnswer>,
         usual: &Usual,
+        log: LogView,
         events: EventList,
     ) -> Self {
         let now = frame.now;
@@ -55,6 +58,7 @@ impl AgentPage {
             },
             attempts,
             blank: AttemptView::blank_with(usual, now),
+            log,
             facts: facts(agent, job_id),
             missing: instance.map(|instance| instance.missing.join(", ")).unwrap_or_default(),
             events: EventsView::new(events, now),

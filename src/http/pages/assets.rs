@@ -18,7 +18,7 @@ pub struct Asset {
 }
 
 /// The style sheets, in the order pages name them.
-pub const SHEETS: [&str; 4] = ["tokens.css", "layout.css", "board.css", "follow.css"];
+pub const SHEETS: [&str; 5] = ["tokens.css", "layout.css", "board.css", "follow.css", "log.css"];
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -36,11 +36,14 @@ files! {
     "layout.css": CSS,
     "board.css": CSS,
     "follow.css": CSS,
+    "log.css": CSS,
+    "ansi.js": JAVASCRIPT,
     "app.js": JAVASCRIPT,
     "fill.js": JAVASCRIPT,
     "follow.js": JAVASCRIPT,
     "format.js": JAVASCRIPT,
     "keys.js": JAVASCRIPT,
+    "log.js": JAVASCRIPT,
     "overview.js": JAVASCRIPT,
     "standing.js": JAVASCRIPT,
     "stream.js": JAVASCRIPT,

@@ -3,7 +3,8 @@
 
 use askama::Template;
 use jiff::Timestamp;
-use milepost_projections::answers::{AttemptAnswer, InstanceAnswer, JobAnswer};
+use milepost_projections::JobStatus;
+use milepost_projections::answers::{AttemptAnswer, InstanceAnswer, JobAnswer, TaskAnswer};
 use milepost_projections::steps::Progress;
 
 use super::Usual;
@@ -37,6 +38,8 @@ pub struct AttemptView {
     pub clock: Clock,
     /// The last step the workflow posted.
     pub current_step: String,
+    /// The task its tool is at, or was at last.
+    pub task: TaskView,
     /// Why it waits.
     pub waiting: String,
     /// Until when it waits.
@@ -45,6 +48,19 @@ pub struct AttemptView {
     pub steps: Vec<StepView>,
     /// What failed.
     pub failure: Failure,
+}
+
+/// The task an attempt's tool is at, or was at last.
+#[derive(Clone, Debug, Default)]
+pub struct TaskView {
+    /// `TASK [docker : add the repository]`; nothing before the first.
+    pub text: String,
+    /// The play it belongs to.
+    pub play: String,
+    /// Whether it is under way, in words.
+    pub word: &'static str,
+    /// For how long it has been.
+    pub clock: Clock,
 }
 
 /// The error of an attempt.
@@ -103,6 +119,8 @@ impl AttemptView {
         if let Some(instance) = &answer.instance {
             view.number = instance.attempt;
             view.current_step = instance.current_step.clone().unwrap_or_default();
+            let under_way = instance.job_status == JobStatus::Running;
+            view.task = TaskView::of(instance.task.as_ref(), under_way, now);
         }
         view
     }
@@ -127,6 +145,7 @@ impl AttemptView {
             started: Moment::default(),
             clock: Clock::default(),
             current_step: String::new(),
+            task: TaskView::default(),
             waiting: String::new(),
             waiting_clock: Clock::default(),
             steps: Vec::new(),
@@ -158,6 +177,7 @@ impl AttemptView {
             started: attempt.started_at.map(|at| Moment::of(at, now)).unwrap_or_default(),
             clock,
             current_step: attempt.current_step.clone().unwrap_or_default(),
+            task: TaskView::of(attempt.task.as_ref(), attempt.status == "running", now),
             waiting: String::new(),
             waiting_clock: Clock::default(),
             steps,
@@ -168,6 +188,18 @@ impl AttemptView {
     /// Whether any step is the one that failed.
     pub fn has_error(&self) -> bool {
         self.steps.iter().any(StepView::is_error)
+    }
+}
+
+impl TaskView {
+    fn of(task: Option<&TaskAnswer>, under_way: bool, now: Timestamp) -> Self {
+        let Some(task) = task else { return Self { word: word("task.now"), ..Self::default() } };
+        Self {
+            text: format!("TASK [{}]", task.task),
+            play: task.play.clone().unwrap_or_default(),
+            word: word(if under_way { "task.now" } else { "task.last" }),
+            clock: if under_way { Clock::up(task.started_at, now) } else { Clock::default() },
+        }
     }
 }
 

@@ -9,10 +9,11 @@ use uuid::Uuid;
 use super::format::{Moment, number};
 
 /// The fields of an event that say most about it, in the order they are said.
-pub const SUMMARY_FIELDS: [&str; 10] = [
+pub const SUMMARY_FIELDS: [&str; 11] = [
     "name",
     "kind",
     "step",
+    "task",
     "error_code",
     "outcome",
     "dispatcher",

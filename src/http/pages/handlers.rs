@@ -17,8 +17,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    AgentPage, EventList, EventRow, Frame, JobPage, LoginPage, OverviewPage, Place, ProblemPage,
-    assets,
+    AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, OverviewPage, Place,
+    ProblemPage, assets,
 };
 use crate::accounts;
 use crate::app::App;
@@ -27,10 +27,13 @@ use crate::http::auth::{Actor, Visitor, refuse_cross_origin};
 use crate::http::problem::Problem;
 use crate::http::{BODY_BYTES_MAX, read_body};
 use crate::log::{Committed, EventFilter};
-use crate::views::streams_of_agent;
+use crate::views::{RowRange, read_log_rows, streams_of_agent};
 
 /// Events a page shows at once; older ones are a link away.
 const EVENTS_SHOWN: usize = 200;
+
+/// Rows of a log a page shows without scripts; with them, all are there.
+const LOG_ROWS_SHOWN: usize = 200;
 
 /// The routes of all pages.
 pub fn routes() -> Router<Arc<App>> {
@@ -130,9 +133,13 @@ async fn agent(
     let job = board.job.as_ref().map(JobAnswer::of);
     let streams = streams_of_agent(&app.log, id).await?;
     let events = events(&app, streams, before, head).await?;
+    let log = match &job {
+        Some(job) => log(&app, job.id).await?,
+        None => LogView::default(),
+    };
     let usual = app.views.usual().await?;
     let frame = frame(&app, Some(&actor), answer.agent.name.clone(), head);
-    Ok(html(&AgentPage::new(frame, &answer, job.as_ref(), &usual, events)))
+    Ok(html(&AgentPage::new(frame, &answer, job.as_ref(), &usual, log, events)))
 }
 
 async fn job(
@@ -147,9 +154,16 @@ async fn job(
     let job = jobs::read(&app, id).await?;
     let name = name_of(&app, &job).await?;
     let events = events(&app, vec![id.stream()], before, head).await?;
+    let log = log(&app, id).await?;
     let usual = app.views.usual().await?;
     let frame = frame(&app, Some(&actor), format!("{name}: job"), head);
-    Ok(html(&JobPage::new(frame, name, &JobAnswer::of(&job), &usual, events)))
+    Ok(html(&JobPage::new(frame, name, &JobAnswer::of(&job), &usual, log, events)))
+}
+
+/// The end of a job's log.
+async fn log(app: &App, job: JobId) -> Result<LogView, Problem> {
+    let page = read_log_rows(&app.log, job, RowRange::Newest, LOG_ROWS_SHOWN).await?;
+    Ok(LogView::new(job.to_string(), page.total, &page.lines))
 }
 
 /// What people call what a job changes.

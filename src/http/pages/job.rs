@@ -7,6 +7,7 @@ use milepost_projections::answers::JobAnswer;
 use super::attempt::AttemptView;
 use super::event_row::{EventList, EventsView};
 use super::format::full;
+use super::log::LogView;
 use super::standing::Standing;
 use super::{Actions, Fact, Frame, Usual};
 
@@ -22,6 +23,7 @@ pub struct JobPage {
     actions: Actions,
     attempts: Vec<AttemptView>,
     blank: AttemptView,
+    log: LogView,
     facts: Vec<Fact>,
     events: EventsView,
 }
@@ -33,6 +35,7 @@ impl JobPage {
         agent_name: String,
         job: &JobAnswer,
         usual: &Usual,
+        log: LogView,
         events: EventList,
     ) -> Self {
         let now = frame.now;
@@ -48,6 +51,7 @@ impl JobPage {
             },
             attempts: AttemptView::all(job, usual, now),
             blank: AttemptView::blank_with(usual, now),
+            log,
             facts: facts(job),
             events: EventsView::new(events, now),
             frame,

@@ -6,12 +6,14 @@
 //! of [`words`], and what can appear later is rendered once into a `<template>`.
 
 pub mod agent;
+pub mod ansi;
 pub mod assets;
 pub mod attempt;
 pub mod event_row;
 pub mod format;
 mod handlers;
 pub mod job;
+pub mod log;
 pub mod login;
 pub mod overview;
 pub mod problem;
@@ -29,6 +31,7 @@ pub use agent::AgentPage;
 pub use event_row::{EventList, EventRow, Place};
 pub use handlers::{Trouble, not_allowed, not_found, routes};
 pub use job::JobPage;
+pub use log::LogView;
 pub use login::LoginPage;
 pub use overview::OverviewPage;
 pub use problem::ProblemPage;
@@ -197,6 +200,25 @@ mod tests {
         assert!(page.contains("attempt 2 of 4"));
         assert!(page.contains("role=\"progressbar\" aria-label=\"Configuring Agent\""));
         assert!(page.contains("usually 0:55, 95\u{a0}% under 1:35"));
+    }
+
+    #[test]
+    fn a_page_shows_the_task_under_way_and_the_end_of_the_log() {
+        let stories = samples::stories();
+        let (_, story) = stories.iter().find(|(name, _)| *name == "second-attempt").unwrap();
+        for page in
+            [story.agent_page().render().unwrap(), story.job_page().unwrap().render().unwrap()]
+        {
+            let (_, task) = page.split_once("data-slot=\"task-word\">").unwrap();
+            assert!(task.starts_with("now<"), "{task}");
+            let text = ">TASK [docker : add the repository]</code>";
+            assert!(page.contains(text));
+            assert!(page.contains("<span class=\"f3\">changed: [203.0.113.7]</span>"));
+            assert!(page.contains("40 lines were lost"));
+            assert!(page.contains("<a href=\"#attempt-2\">Attempt 2</a>"));
+            assert!(page.contains("1,209 lines") && page.contains("id=\"L1209\""));
+            assert!(page.contains("/log.txt\" download>"));
+        }
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use jiff::{SignedDuration, Timestamp};
 use milepost_projections::answers::{InstanceAnswer, JobAnswer};
+use milepost_projections::job_log::rows;
 use milepost_projections::usual::UsualDuration;
 use milepost_projections::{Board, Recorded};
 use milepost_schemas::event::{
     AgentActivated, AgentCreated, HeartbeatRecorded, InstanceRequested, InstanceStarted,
-    JobCancelled, JobFailed, JobQueued, JobRetried, JobSucceeded, Outcome, ProvisioningEnded,
-    ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded, Retry, Server,
-    WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+    JobCancelled, JobFailed, JobLogRecorded, JobQueued, JobRetried, JobSucceeded, Outcome,
+    ProvisioningEnded, ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded, Retry,
+    Server, TaskStarted, WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
 };
 use milepost_schemas::{
     AgentId, Attempt, CallbackEvidence, Event, InstanceId, JobId, Metadata, Position,
@@ -18,8 +19,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    AgentPage, EventList, EventRow, Frame, JobPage, LoginPage, OverviewPage, Place, ProblemPage,
-    Usual,
+    AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, OverviewPage, Place,
+    ProblemPage, Usual,
 };
 
 /// The time of every sample.
@@ -247,6 +248,23 @@ impl Story {
         self
     }
 
+    /// The workflow's tool begins a task.
+    pub fn task(mut self, ago: i64, number: u64, task: &str) -> Self {
+        let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
+        let (play, task) = (Some("Configure the agent".into()), task.into());
+        let event = TaskStarted {
+            job_id,
+            agent_id: Some(agent_id),
+            node_id: None,
+            attempt,
+            number,
+            play,
+            task,
+        };
+        self.tell(ago, &event.into());
+        self
+    }
+
     /// The workflow posts a step.
     pub fn step(mut self, ago: i64, step: &str) -> Self {
         let (job_id, agent_id, attempt) = (self.job(), self.agent(), self.attempt);
@@ -383,18 +401,47 @@ impl Story {
         EventList { rows, older: true, before: None }
     }
 
+    /// What the runs of a job that has been heard of have printed.
+    fn log(&self, job: &JobAnswer) -> LogView {
+        let lines = [
+            "PLAY [Configure the agent] *****",
+            "",
+            "TASK [docker : add the repository] *****",
+            "\u{1b}[0;33mchanged: [203.0.113.7]\u{1b}[0m",
+            "\u{1b}[0;31mfatal: <script>alert('&')</script>\u{1b}[0m",
+        ];
+        let event = JobLogRecorded {
+            job_id: self.job(),
+            agent_id: Some(self.agent()),
+            node_id: None,
+            attempt: self.attempt,
+            from: 41,
+            first_row: 1_203,
+            heading: true,
+            lost: 40,
+            lines: lines.map(str::to_owned).to_vec(),
+            ends: vec![1_201, 45],
+        };
+        let heard = job.started_at.is_some();
+        let rows: Vec<_> = rows(&event, now()).filter(|_| heard).collect();
+        LogView::new(job.id.to_string(), rows.last().map_or(0, |row| row.line), &rows)
+    }
+
     /// Its page.
     pub fn agent_page(&self) -> AgentPage {
         let answer = self.answer();
         let job = self.job_answer();
-        AgentPage::new(frame(&answer.agent.name), &answer, job.as_ref(), &usual(), self.events())
+        let log = job.as_ref().map(|job| self.log(job)).unwrap_or_default();
+        let frame = frame(&answer.agent.name);
+        AgentPage::new(frame, &answer, job.as_ref(), &usual(), log, self.events())
     }
 
     /// Its job's page.
     pub fn job_page(&self) -> Option<JobPage> {
         let name = self.answer().agent.name;
         let job = self.job_answer()?;
-        Some(JobPage::new(frame(&name), name, &job, &usual(), self.events()))
+        let log = self.log(&job);
+        Some(JobPage::new(frame(&name), name, &job, &usual(), log, self.events()))
     }
 }
 
@@ -489,6 +536,7 @@ pub fn stories() -> Vec<(&'static str, Story)> {
                 .started(238)
                 .step(190, "vm_created")
                 .step(101, "ansible_started")
+                .task(12, 4, "docker : add the repository")
                 .beat(7),
         ),
         (

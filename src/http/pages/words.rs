@@ -43,6 +43,9 @@ pub const WORDS: &[(&str, &str)] = &[
     ("attempt.succeeded", "succeeded"),
     ("attempt.failed", "failed"),
     ("attempt.cancelled", "cancelled"),
+    // What stands before a task.
+    ("task.now", "now"),
+    ("task.last", "last task"),
     // What happens after a failure.
     ("next.retry", "The next attempt begins in"),
     ("next.followed", "Another attempt followed."),

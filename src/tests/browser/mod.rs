@@ -2,6 +2,7 @@
 
 mod driver;
 mod freshness;
+mod log;
 mod progress;
 mod tabs;
 

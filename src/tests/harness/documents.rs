@@ -16,7 +16,7 @@ const OPENAPI_URI: &str = "https://milepost.test/openapi.json";
 const ASYNCAPI_URI: &str = "https://milepost.test/asyncapi.json";
 
 /// The kinds of callback that have a schema.
-const CALLBACKS: [&str; 5] = ["heartbeat", "started", "step", "done", "failed"];
+const CALLBACKS: [&str; 7] = ["heartbeat", "started", "step", "done", "failed", "task", "log"];
 
 /// The OpenAPI document.
 pub static OPENAPI: LazyLock<Value> =

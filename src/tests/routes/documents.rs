@@ -72,7 +72,7 @@ fn every_reference_resolves_and_every_component_is_used() {
     let everywhere = ["/components/responses/MethodNotAllowed"];
     let callbacks: Vec<&str> =
         of_openapi.iter().filter_map(|reference| reference.strip_prefix("callbacks/")).collect();
-    assert_eq!(callbacks.len(), 5);
+    assert_eq!(callbacks.len(), 7);
     for file in callbacks {
         let kind = file.strip_suffix(".json").unwrap();
         assert!(milepost_schemas::documents::callback_schema(kind).is_some(), "{kind}");
@@ -167,11 +167,16 @@ fn the_documented_limits_are_those_in_force() {
     let delays: Vec<String> =
         limits.retry_delays.iter().map(|it| (it.as_secs() / 60).to_string()).collect();
     assert_eq!((http::BODY_BYTES_MAX, intake::github::BODY_BYTES_MAX), (65_536, 65_536));
+    assert_eq!(milepost_schemas::callback::LOG_LINES_MAX, 500);
+    assert_eq!((intake::lines::LINE_BYTES_MAX, intake::lines::NAME_BYTES_MAX), (4_096, 1_000));
+    assert_eq!(milepost::views::LOG_ROWS_MAX, 1_000);
     assert_eq!((log::READ_EVENTS_MAX, milepost::views::LIST_ROWS_MAX), (1_000, 1_000));
     for promise in [
         "a body has at most 65,536 bytes".to_owned(),
         "a list holds at most 1,000 items".to_owned(),
         format!("a stream watches at most {} things", push::WANTS_MAX),
+        "a *log* callback brings at most 500 lines of 4,096 bytes".to_owned(),
+        "a page of a log has at most 1,000 rows".to_owned(),
         format!("within {} s of now", intake::github::TIMESTAMP_SECONDS_MAX),
         format!("at most {} attempts", limits.max_attempts()),
         format!("with {}, {} and {} minutes", delays[0], delays[1], delays[2]),

@@ -9,6 +9,7 @@ mod agents;
 mod documents;
 mod events;
 mod health;
+mod job_log;
 mod jobs;
 mod metrics;
 mod nodes;

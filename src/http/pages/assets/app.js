@@ -4,6 +4,7 @@ import { tick } from "./fill.js";
 import "./keys.js";
 import "./stream.js";
 import "./overview.js";
+import "./log.js";
 import "./follow.js";
 
 function everySecond() {

@@ -214,6 +214,8 @@ export function fillAttempt(element, attempt, job, last) {
   attribute(run, "rel", url ? "noreferrer" : null);
   show(run.closest(".pair"), attempt.workflow_run_id || url);
 
+  fillTask(element, attempt);
+
   const failure = element.querySelector('[data-part="failure"]');
   show(failure, attempt.error_code);
   if (attempt.error_code) {
@@ -223,6 +225,16 @@ export function fillAttempt(element, attempt, job, last) {
   } else if (failure.closest("li")) {
     list.after(failure);
   }
+}
+
+function fillTask(element, { task, status }) {
+  const line = slot(element, "task");
+  text(slot(element, "task-word"), word(status === "running" ? "task.now" : "task.last"));
+  text(line, task && `TASK [${task.task}]`);
+  attribute(line, "title", task?.play && `Play: ${task.play}`);
+  const clock = slot(element, "task-clock").querySelector(".clock");
+  setClock(clock, task && status === "running" ? "up" : null, task && Date.parse(task.started_at));
+  show(slot(element, "task-pair"), task);
 }
 
 function fillFailure(failure, attempt, job, last) {

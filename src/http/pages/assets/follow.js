@@ -18,6 +18,7 @@ class Follow extends HTMLElement {
     this.events = this.querySelector(".event-list");
     this.fields = this.events.dataset.summary.split(" ");
     this.heading = this.querySelector("h1");
+    this.log = this.querySelector("mp-log");
     this.#told = this.#line();
     this.#subscription = subscribe(this.#wants(), (message) => this.#receive(message));
     document.addEventListener("milepost:tick", this.#tick);
@@ -36,6 +37,7 @@ class Follow extends HTMLElement {
     return {
       agent: agent ? [agent] : [],
       job: job ? [job] : [],
+      log: job ? [job] : [],
       events: "live" in this.events.dataset ? [events] : [],
     };
   }
@@ -43,6 +45,7 @@ class Follow extends HTMLElement {
   #receive({ event, data }) {
     if (event === "instance" && data.agent.id === this.dataset.agent) this.#instance(data);
     if (event === "job" && data.id === this.dataset.job) this.#jobAnswer(data);
+    if (event === "log" && data.job_id === this.dataset.job) this.log.receive(data);
     if (event === "recorded") this.#recorded(data);
   }
 
@@ -76,8 +79,9 @@ class Follow extends HTMLElement {
     text(link.firstElementChild, instance.job_id);
     this.querySelector(".attempts").replaceChildren();
     this.#attempts({
-      timeline: [{ attempt: instance.attempt, status: instance.job_status, steps, current_step: instance.current_step }],
+      timeline: [{ attempt: instance.attempt, status: instance.job_status, steps, current_step: instance.current_step, task: instance.task }],
     });
+    this.log.show(instance.job_id);
     this.#subscription.update(this.#wants());
   }
 

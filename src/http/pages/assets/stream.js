@@ -21,8 +21,8 @@ const BACKOFF_MAX_MS = 30_000;
 /** A log that keeps beginning anew must not keep a page reloading. */
 const RELOAD_MIN_MS = 10_000;
 
-const EVENTS = ["instance", "job", "recorded", "bookmark", "reset"];
-const TOPICS = ["agent", "job", "events"];
+const EVENTS = ["instance", "job", "log", "recorded", "bookmark", "reset"];
+const TOPICS = ["agent", "job", "log", "events"];
 
 const me = `${Math.random()}`.slice(2);
 const channel = "BroadcastChannel" in self ? new BroadcastChannel(NAME) : null;
@@ -214,7 +214,7 @@ function deliver({ event, data, id }) {
     seen = Math.max(seen, message.data.position);
   } else {
     receive(message);
-    if (event === "recorded") seen = Math.max(seen, position);
+    if (event === "recorded" || event === "log") seen = Math.max(seen, position);
   }
   if (leading) {
     failures = 0;
