@@ -184,6 +184,8 @@ class Host(contextlib.ExitStack):
                  # The machine's own file would be replaced by this machine's.
                  "--resolv-conf=off", "--timezone=off", "--console=pipe"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
+                # Its own network's settings are its own, and nothing else's are.
+                env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
             )  # fmt: skip
         try:
             wait_until(lambda: self.process.poll() is not None or self._answers())
