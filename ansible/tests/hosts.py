@@ -102,11 +102,8 @@ def base_image():
 class Host(contextlib.ExitStack):
     """One machine. Made from the base image on entry; nothing of it is left on exit."""
 
-    def __init__(self, number):
+    def __init__(self):
         super().__init__()
-        # From the range that is set aside for tests of networks, RFC 2544.
-        self.outside, self.address = f"198.18.{number}.1", f"198.18.{number}.2"
-        self.name = f"mp-{os.getpid()}-{number}"
         self.process = None
 
     def __enter__(self):
@@ -135,36 +132,37 @@ class Host(contextlib.ExitStack):
         layers = f"lowerdir={base_image()},upperdir={self.directory}/upper,workdir={self.directory}/work"
         run("mount", "-t", "overlay", "overlay", "-o", layers, str(self.root))
         self.callback(subprocess.run, ["umount", "--lazy", str(self.root)])
-        # What was fetched once is not fetched again.
-        archives = cache_directory() / "archives"
-        archives.mkdir(exist_ok=True)
-        run("mount", "--bind", str(archives), str(self.root / "var/cache/apt/archives"))
-        self.callback(subprocess.run, ["umount", "--lazy", str(self.root / "var/cache/apt/archives")])
 
     def _connect(self):
-        outside, inside = f"{self.name}h"[-15:], f"{self.name}c"[-15:]
+        self.name = f"milepost-{self.directory.name}"
         run("ip", "netns", "add", self.name)
         # With the namespace goes the pair of interfaces.
         self.callback(subprocess.run, ["ip", "netns", "delete", self.name])
-        run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside, "netns", self.name)
-        run("ip", "address", "add", f"{self.outside}/30", "dev", outside)
-        run("ip", "link", "set", outside, "up")
-        for command in (f"address add {self.address}/30 dev {inside}", f"link set {inside} up", "link set lo up"):
+        number = next(number for number in range(1, 255) if self._add_interfaces(number))
+        # From the range that is set aside for tests of networks, RFC 2544.
+        self.outside, self.address = f"198.18.{number}.1", f"198.18.{number}.2"
+        run("ip", "address", "add", f"{self.outside}/30", "dev", f"milepost{number}")
+        run("ip", "link", "set", f"milepost{number}", "up")
+        for command in (f"address add {self.address}/30 dev inside", "link set inside up", "link set lo up"):
             run("ip", "-netns", self.name, *command.split())
+
+    def _add_interfaces(self, number):
+        """Whether the number was free: tests that run at the same time have others."""
+        command = f"ip link add milepost{number} type veth peer name inside netns {self.name}"
+        return subprocess.run(command.split(), stderr=subprocess.DEVNULL).returncode == 0
 
     def _configure(self):
         suite, site, components = mirror()
         checks = re.findall(r"^Acquire::Check-.*$", run("apt-config", "dump"), re.MULTILINE)
-        proxy = f"http://{self.outside}:{self.server.server_port}"
+        proxy = self.server.address
         self.write("etc/apt/sources.list", f"deb {site} {suite} {components.replace(',', ' ')}\n")
         self.write("etc/apt/apt.conf.d/90test", "\n".join([f'Acquire::http::Proxy "{proxy}";', *checks]) + "\n")
         self.write("etc/hostname", "fresh\n")
         self.write("etc/hosts", "127.0.0.1 localhost\n")
-        # npm and Node.js go the same way, and trust whom this machine trusts.
+        # What npm needs to go the same way; it trusts whom this machine trusts.
         trusted = "/etc/ssl/certs/ca-certificates.crt"
         shutil.copy(trusted, self.root / trusted[1:])
-        names = {"http_proxy": proxy, "https_proxy": proxy, "NODE_EXTRA_CA_CERTS": trusted}
-        self.write("etc/environment", "".join(f"{name}={value}\n" for name, value in names.items()))
+        self.npm_environment = {"https_proxy": proxy, "NODE_EXTRA_CA_CERTS": trusted}
         key = self.directory / "key"
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
         self.write("root/.ssh/authorized_keys", key.with_suffix(".pub").read_text())
@@ -324,32 +322,45 @@ class PackageHandler(http.server.BaseHTTPRequestHandler):
         if not file.is_file():
             self.send_error(404)
             return
-        data = file.read_bytes()
         self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(file.stat().st_size))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(data)
+            with file.open("rb") as source:
+                shutil.copyfileobj(source, self.wfile)
 
     def _forward(self, url):
+        # A package never changes: what was fetched once is not fetched again.
+        kept = cache_directory() / "packages" / hashlib.sha256(self.path.encode()).hexdigest()
+        if kept.exists():
+            self._send_file(kept)
+            return
         upstream = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
         try:
             headers = {name: value for name, value in self.headers.items() if not name.lower().startswith("proxy-")}
             headers["Connection"] = "close"
-            path = urllib.parse.urlunsplit(("", "", url.path, url.query, ""))
-            upstream.request(self.command, path, headers=headers)
+            upstream.request(self.command, urllib.parse.urlunsplit(("", "", url.path, url.query, "")), headers=headers)
             answer = upstream.getresponse()
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in ("connection", "transfer-encoding", "keep-alive", "server", "date"):
-                    self.send_header(name, value)
-            self.end_headers()
-            while data := answer.read(RELAY_BYTES):
-                self.wfile.write(data)
+            self._answer(answer, kept if url.path.endswith(".deb") and answer.status == 200 else None)
         except (OSError, http.client.HTTPException):
             self.close_connection = True
         finally:
             upstream.close()
+
+    def _answer(self, answer, kept):
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding", "keep-alive", "server", "date"):
+                self.send_header(name, value)
+        self.end_headers()
+        data = answer.read()
+        if kept:
+            kept.parent.mkdir(exist_ok=True)
+            # Renamed when it is whole, since others may be looking.
+            unfinished = kept.with_suffix(f".{threading.get_ident()}-{os.getpid()}")
+            unfinished.write_bytes(data)
+            unfinished.rename(kept)
+        self.wfile.write(data)
 
     def log_message(self, *args):
         pass

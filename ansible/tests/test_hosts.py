@@ -24,12 +24,9 @@ def setUpModule():
 
 
 class HostTest(unittest.TestCase):
-    number = 0
-
     @classmethod
     def setUpClass(cls):
-        HostTest.number += 1
-        cls.host = cls.enterClassContext(hosts.Host(HostTest.number))
+        cls.host = cls.enterClassContext(hosts.Host())
 
     def play(self, name, variables, *options, **more):
         return self.host.playbook(name, variables, *options, **more)
@@ -134,6 +131,7 @@ class AgentTest(HostTest):
         tailscale, tailscale_key = self.host.server.publish(suite, [packages.TAILSCALE_DOUBLE])
         agent = {
             "openclaw_ssh_keys": NODE["node_ssh_keys"],
+            "agent_npm_environment": self.host.npm_environment,
             "agent_nodejs_repository": nodejs,
             "agent_nodejs_repository_key": nodejs_key,
             "tailscale_enabled": True,
@@ -171,7 +169,9 @@ class AgentTest(HostTest):
             self.assertEqual(run.status, 2, run.output)
 
     def nodejs(self):
-        return packages.real_nodejs() if os.environ.get("MILEPOST_TEST_REAL_AGENT") else packages.NODEJS_DOUBLE
+        if not os.environ.get("MILEPOST_TEST_REAL_AGENT"):
+            return packages.NODEJS_DOUBLE
+        return packages.real_nodejs(self.host.directory / "nodejs")
 
 
 if __name__ == "__main__":
