@@ -5,6 +5,7 @@ and booted by systemd-nspawn, with a network of its own. It reaches the outside 
 process, and so has the package mirror that this machine is set up with. Everything is taken down again.
 """
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -69,13 +70,21 @@ def wait_until(condition):
 def mirror():
     """Suite, address and components of the packages, as this machine's apt has them."""
     release = dict(re.findall(r'^(\w+)="?([^"\n]*)', pathlib.Path("/etc/os-release").read_text(), re.MULTILINE))
-    found = run("apt-get", "indextargets", "--format", "$(CODENAME) $(SITE)", "Created-By: Packages")
-    sites = [line.split() for line in found.splitlines()]
     codename = release["VERSION_CODENAME"]
-    # The first line is the main archive's: what is updated and secured comes from others, or after it.
-    site = next(site for name, site in sites if name == codename)
+    sites = package_sites()
+    if not sites:
+        # apt tells of a site only once it has been there.
+        run("apt-get", "update")
+        sites = package_sites()
+    site = sites.get(codename) or sites["stable"]
     components = "main,universe" if release["ID"] == "ubuntu" else "main"
     return os.environ.get("MILEPOST_TEST_SUITE") or codename, site, components
+
+
+def package_sites():
+    """The address of each suite that apt knows."""
+    found = run("apt-get", "indextargets", "--format", "$(RELEASE) $(SITE)", "Created-By: Packages")
+    return dict(line.split() for line in found.splitlines())
 
 
 def base_image():
@@ -108,6 +117,8 @@ class Host(contextlib.ExitStack):
 
     def __enter__(self):
         super().__enter__()
+        # Also where the tests are interrupted.
+        atexit.register(self.close)
         try:
             self.directory = pathlib.Path(tempfile.mkdtemp(dir=cache_directory(), prefix="host-"))
             self.callback(shutil.rmtree, self.directory, ignore_errors=True)
@@ -341,11 +352,14 @@ class PackageHandler(http.server.BaseHTTPRequestHandler):
             headers["Connection"] = "close"
             upstream.request(self.command, urllib.parse.urlunsplit(("", "", url.path, url.query, "")), headers=headers)
             answer = upstream.getresponse()
-            self._answer(answer, kept if url.path.endswith(".deb") and answer.status == 200 else None)
+            self._answer(answer, kept if self._is_package(url, answer) else None)
         except (OSError, http.client.HTTPException):
             self.close_connection = True
         finally:
             upstream.close()
+
+    def _is_package(self, url, answer):
+        return self.command == "GET" and url.path.endswith(".deb") and answer.status == 200
 
     def _answer(self, answer, kept):
         self.send_response(answer.status)

@@ -1,6 +1,8 @@
 """The playbooks, on machines that boot systemd. Needs root; says so and is skipped without."""
 
 import os
+import signal
+import sys
 import unittest
 
 import hosts
@@ -19,6 +21,8 @@ def setUpModule():
     reason = hosts.why_not()
     if reason:
         raise unittest.SkipTest(reason)
+    # Python would end at once, and leave the machines.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     suite, _, _ = hosts.mirror()
     print(f"hosts: systemd-nspawn --boot, {suite}", flush=True)
 
