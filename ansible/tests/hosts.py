@@ -11,6 +11,7 @@ import functools
 import hashlib
 import http.client
 import http.server
+import itertools
 import json
 import os
 import pathlib
@@ -34,6 +35,7 @@ WAIT_SECONDS_MAX = 90
 # The first run fetches and installs some 150 packages.
 RUN_SECONDS_MAX = 420
 RELAY_BYTES = 64 * 1024
+COUNT = itertools.count()
 
 
 def why_not():
@@ -145,7 +147,7 @@ class Host(contextlib.ExitStack):
         self.callback(subprocess.run, ["umount", "--lazy", str(self.root)])
 
     def _connect(self):
-        self.name = f"milepost-{self.directory.name}"
+        self.name = f"milepost-{os.getpid()}-{next(COUNT)}"
         run("ip", "netns", "add", self.name)
         # With the namespace goes the pair of interfaces.
         self.callback(subprocess.run, ["ip", "netns", "delete", self.name])
