@@ -5,9 +5,11 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 RUNNING := postgresql jq openssl curl
 TESTING := $(RUNNING) chromium chromium-driver python3-yaml
+# What needs Ansible and the linters beside Rust gets them from .ci/python-tools.
+PYTHON := python3 python3-venv
 MEASURING := $(RUNNING) nginx libnginx-mod-nchan
 
-.PHONY: run test bench lint fmt
+.PHONY: run test test-playbooks test-hosts bench lint fmt
 
 ## Builds Milepost and runs it, with its data in ./data.
 run:
@@ -18,6 +20,18 @@ run:
 test:
 	@.ci/packages $(TESTING)
 	cargo test --workspace
+	$(MAKE) test-playbooks
+
+## The callback plugin, and as root one machine that a playbook is run on.
+test-playbooks:
+	@.ci/packages $(PYTHON)
+	PYTHONDONTWRITEBYTECODE=1 "$$(.ci/python-tools)/python" ansible/tests/test_milepost.py
+	.ci/host-tests fast
+
+## Every playbook on machines of their own. As root, about eight minutes.
+test-hosts:
+	@.ci/packages $(PYTHON)
+	.ci/host-tests
 
 bench:
 	@.ci/packages $(MEASURING)
@@ -26,6 +40,8 @@ bench:
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	@.ci/packages $(PYTHON)
+	.ci/lint-playbooks-and-workflows
 
 fmt:
 	cargo fmt --all
