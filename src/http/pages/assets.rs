@@ -41,6 +41,7 @@ files! {
     "follow.js": JAVASCRIPT,
     "format.js": JAVASCRIPT,
     "keys.js": JAVASCRIPT,
+    "nodes.js": JAVASCRIPT,
     "overview.js": JAVASCRIPT,
     "standing.js": JAVASCRIPT,
     "stream.js": JAVASCRIPT,

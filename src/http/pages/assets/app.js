@@ -5,6 +5,7 @@ import "./keys.js";
 import "./stream.js";
 import "./overview.js";
 import "./follow.js";
+import "./nodes.js";
 
 function everySecond() {
   if (document.hidden) return;
