@@ -52,7 +52,8 @@ pub fn decide(queue: &Queue, command: QueueCommand) -> Result<Event, QueueRefusa
         }
         QueueCommand::Resume { .. } if queue.paused.is_none() => Err(QueueRefusal::NotPaused),
         QueueCommand::Resume { by, reason } => {
-            Ok(QueueResumed { resumed_by: by, reason: reason.as_deref().and_then(said) }.into())
+            Ok(QueueResumed { resumed_by: by, reason: reason.and_then(|reason| said(&reason)) }
+                .into())
         }
     }
 }
