@@ -1,6 +1,6 @@
 //! The state of one node, from its own stream; and its row on the list, with the job behind it.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use jiff::Timestamp;
 use milepost_schemas::{Event, JobId, NodeId, Position, StreamId};
