@@ -1,6 +1,6 @@
 //! The JSON that programs and pages read: the same for an answer, a stream and a page.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use jiff::Timestamp;
 use milepost_schemas::{AgentId, InstanceId, JobId, NodeId, Position};

@@ -1,6 +1,6 @@
 //! The state of one node, from its own stream; and its row on the list, with the job behind it.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use jiff::Timestamp;
 use milepost_schemas::{Event, JobId, NodeId, Position, StreamId};
@@ -222,5 +222,64 @@ impl Projection for Nodes {
 
     fn apply(state: &mut NodeRow, recorded: &Recorded<'_>) {
         state.fold(recorded);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use milepost_schemas::event::{
+        NodeActivated, NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested,
+        NodeDecommissioned, NodeProvisioningRequested, Outcome,
+    };
+
+    use super::*;
+    use crate::tests::{JOB, NODE, at, node_registered};
+
+    fn after(events: impl IntoIterator<Item = Event>) -> Node {
+        let mut node = None;
+        for (index, event) in std::iter::once(node_registered()).chain(events).enumerate() {
+            let (position, version) = (Position(index as u64 + 1), index as u32 + 1);
+            let recorded = Recorded {
+                position,
+                stream: NODE.stream(),
+                version,
+                recorded_at: at(index as i64),
+                delivery_id: None,
+                event: &event,
+            };
+            Node::apply(&mut node, &recorded);
+        }
+        node.unwrap()
+    }
+
+    #[test]
+    fn a_node_stands_where_its_jobs_left_it() {
+        let (node_id, job_id) = (NODE, JOB);
+        let provision = || Event::from(NodeProvisioningRequested { node_id, job_id });
+        let decommission = || Event::from(NodeDecommissionRequested { node_id, job_id });
+        let activated = || Event::from(NodeActivated { node_id, job_id });
+        let failed = NodeBecameUnreachable { node_id, job_id, outcome: Outcome::Failed };
+        let ended = NodeDecommissionEnded { node_id, job_id, outcome: Outcome::Cancelled };
+        for (events, status, active) in [
+            (vec![], NodeStatus::Provisioning, None),
+            (vec![provision()], NodeStatus::Provisioning, Some(JOB)),
+            (vec![provision(), activated()], NodeStatus::Active, None),
+            (vec![provision(), failed.into()], NodeStatus::Unreachable, None),
+            (vec![provision(), activated(), provision()], NodeStatus::Provisioning, Some(JOB)),
+            (vec![provision(), activated(), decommission()], NodeStatus::Active, Some(JOB)),
+            (
+                vec![provision(), activated(), decommission(), ended.into()],
+                NodeStatus::Active,
+                None,
+            ),
+            (
+                vec![decommission(), NodeDecommissioned { node_id, job_id }.into()],
+                NodeStatus::Decommissioned,
+                None,
+            ),
+        ] {
+            let node = after(events);
+            assert_eq!((node.status, node.active_job), (status, active));
+        }
     }
 }

@@ -24,11 +24,11 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::job::{Jobs, job_of};
-use crate::{Agent, Board, Job, Projection, Recorded, board::Boards};
+use crate::{Agent, Board, Job, Projection, Recorded, board::Boards, node::Nodes};
 
 pub(crate) const AGENT: AgentId = AgentId(Uuid::from_u128(1));
 pub(crate) const JOB: JobId = JobId(Uuid::from_u128(0x10));
-const NODE: NodeId = NodeId(Uuid::from_u128(0x30));
+pub(crate) const NODE: NodeId = NodeId(Uuid::from_u128(0x30));
 pub(crate) const INSTANCE: InstanceId = InstanceId(Uuid::from_u128(0x20));
 
 /// A second order of the same agent.
@@ -101,7 +101,7 @@ fn job_queued(job_id: JobId, instance_id: InstanceId) -> Event {
 }
 
 /// A node, as it is made known.
-fn node_registered() -> Event {
+pub(crate) fn node_registered() -> Event {
     NodeRegistered {
         node_id: NODE,
         hostname: "web-1.example.com".into(),
@@ -461,6 +461,34 @@ fn histories() -> impl Strategy<Value = (Vec<Entry>, usize)> {
         })
 }
 
+/// The same event of a job, were it a node's.
+fn of_the_node(mut event: Event) -> Event {
+    macro_rules! moved {
+        ($($name:ident),+) => {
+            match &mut event {
+                $(Event::$name(it) => (it.agent_id, it.node_id) = (None, Some(NODE)),)+
+                _ => {}
+            }
+        };
+    }
+    moved!(
+        JobQueued,
+        WorkflowDispatchRequested,
+        WorkflowDispatched,
+        WorkflowDispatchFailed,
+        ProvisioningStarted,
+        ProvisioningStepRecorded,
+        HeartbeatRecorded,
+        JobSucceeded,
+        JobFailed,
+        JobRetried,
+        JobCancelled,
+        LateCallbackRecorded,
+        JobPriorityChanged
+    );
+    event
+}
+
 /// A row as it is stored.
 fn stored<T: Serialize>(state: &T) -> serde_json::Value {
     serde_json::to_value(state).unwrap()
@@ -496,6 +524,14 @@ proptest! {
     #[test]
     fn a_board_resumes_where_its_fold_stopped((entries, cut) in histories()) {
         resumes::<Boards>(&entries, cut)?;
+    }
+
+    #[test]
+    fn a_nodes_row_resumes_where_its_fold_stopped((entries, cut) in histories()) {
+        let mut entries: Vec<Entry> =
+            entries.into_iter().map(|(event, id)| (of_the_node(event), id)).collect();
+        entries.insert(0, (node_registered(), None));
+        resumes::<Nodes>(&entries, cut)?;
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! asks), `events/<Name>.v1.json` and `golden/<Name>.v1.json` (a test asks). To change one:
 //! raise its version and add an upcaster from the old body; old golden examples stay.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;

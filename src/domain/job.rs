@@ -744,7 +744,7 @@ fn cancel(
         return Err(JobRefusal::Status(job.status));
     }
     let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
-    let (reason, attempt) = (reason.and_then(said), job.attempt().number);
+    let (reason, attempt) = (reason.and_then(|reason| said(&reason)), job.attempt().number);
     let cancelled = JobCancelled { job_id, agent_id, node_id, attempt, cancelled_by: by, reason };
     let mut events = vec![cancelled.into()];
     events.extend(ends::ended(job, Outcome::Cancelled));
@@ -768,7 +768,7 @@ fn prioritise(
         return Ok(JobDecision::nothing());
     }
     let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
-    let reason = reason.and_then(said);
+    let reason = reason.and_then(|reason| said(&reason));
     let event = JobPriorityChanged { job_id, agent_id, node_id, priority, changed_by, reason };
     let state = match job.status {
         JobStatus::Queued => Some(QueueState::Queued),
@@ -784,7 +784,7 @@ fn prioritise(
 }
 
 /// A reason somebody gave, within its bounds; none where they said nothing.
-pub fn said(reason: String) -> Option<String> {
+pub fn said(reason: &str) -> Option<String> {
     let (reason, _) = last_words(reason.trim(), REASON_BYTES_MAX);
     (!reason.is_empty()).then_some(reason)
 }

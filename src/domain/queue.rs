@@ -47,12 +47,13 @@ pub fn decide(queue: &Queue, command: QueueCommand) -> Result<Event, QueueRefusa
     match command {
         QueueCommand::Pause { .. } if queue.paused.is_some() => Err(QueueRefusal::Paused),
         QueueCommand::Pause { by, reason } => {
-            let reason = said(reason).ok_or(QueueRefusal::Reason)?;
+            let reason = said(&reason).ok_or(QueueRefusal::Reason)?;
             Ok(QueuePaused { paused_by: by, reason }.into())
         }
         QueueCommand::Resume { .. } if queue.paused.is_none() => Err(QueueRefusal::NotPaused),
         QueueCommand::Resume { by, reason } => {
-            Ok(QueueResumed { resumed_by: by, reason: reason.and_then(said) }.into())
+            Ok(QueueResumed { resumed_by: by, reason: reason.and_then(|reason| said(&reason)) }
+                .into())
         }
     }
 }

@@ -4,24 +4,39 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use milepost_schemas::{AgentId, JobId, Position};
+use milepost_schemas::{AgentId, JobId, NodeId, Position};
 use tokio::sync::{Notify, watch};
 
-/// Changes of agents remembered for those who watch all of them; who is further behind gets a
-/// whole picture again.
-const CHANGED_AGENTS_MAX: usize = 16_384;
+/// Changes of agents, and of nodes, remembered for those who watch all of them; who is further
+/// behind gets a whole picture again.
+const CHANGES_MAX: usize = 16_384;
 
 /// Something a subscriber watches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Topic {
     /// The state of one agent's instance.
     Agent(AgentId),
     /// The state of one job.
     Job(JobId),
+    /// The state of one node.
+    Node(NodeId),
     /// What one job's runs print; it has no state.
     Log(JobId),
     /// The state of every agent's instance.
     AllAgents,
+    /// The state of every node.
+    AllNodes,
+}
+
+impl Topic {
+    /// The topic of all things of this kind, where there is one.
+    fn all(self) -> Option<Self> {
+        match self {
+            Self::Agent(_) => Some(Self::AllAgents),
+            Self::Node(_) => Some(Self::AllNodes),
+            Self::Job(_) | Self::Log(_) | Self::AllAgents | Self::AllNodes => None,
+        }
+    }
 }
 
 /// The subscribers and their states.
@@ -36,15 +51,38 @@ struct Inner {
     watchers: HashMap<Topic, Vec<Arc<Notify>>>,
     /// The newest state of each topic, and the round it was made in.
     states: HashMap<Topic, (Position, Bytes)>,
-    changed: VecDeque<(Position, AgentId)>,
-    /// Changes of agents at or before this are forgotten.
-    changed_floor: Position,
+    agents: Changes,
+    nodes: Changes,
+}
+
+/// What changed of all things of a kind.
+#[derive(Default)]
+struct Changes {
+    latest: VecDeque<(Position, Topic)>,
+    /// Changes at or before this are forgotten.
+    floor: Position,
+}
+
+impl Changes {
+    fn from(floor: Position) -> Self {
+        Self { latest: VecDeque::new(), floor }
+    }
+
+    fn push(&mut self, position: Position, topic: Topic) {
+        self.latest.push_back((position, topic));
+        if self.latest.len() > CHANGES_MAX
+            && let Some((position, _)) = self.latest.pop_front()
+        {
+            self.floor = position;
+        }
+    }
 }
 
 impl Hub {
     /// An empty one, that begins to follow at `head`.
     pub fn new(head: Position) -> Arc<Self> {
-        let inner = Inner { changed_floor: head, ..Inner::default() };
+        let (agents, nodes) = (Changes::from(head), Changes::from(head));
+        let inner = Inner { agents, nodes, ..Inner::default() };
         Arc::new(Self { inner: Mutex::new(inner), position: watch::Sender::new(head) })
     }
 
@@ -75,18 +113,20 @@ impl Hub {
         (*position > after).then(|| frame.clone())
     }
 
-    /// The agents that changed after `after`, newest state each; `None` when that is too long ago.
-    pub fn changed_since(&self, after: Position) -> Option<Vec<Bytes>> {
-        let inner = self.lock();
-        if after < inner.changed_floor {
+    /// The things of a kind that changed after `after`, newest state each; `None` when that is too
+    /// long ago. `all` is the topic of all of them.
+    pub fn changed_since(&self, all: Topic, after: Position) -> Option<Vec<Bytes>> {
+        let mut inner = self.lock();
+        let changes = inner.changes(all)?;
+        if after < changes.floor {
             return None;
         }
-        let start = inner.changed.partition_point(|(position, _)| *position <= after);
-        let mut agents: Vec<AgentId> = inner.changed.range(start..).map(|(_, id)| *id).collect();
-        agents.sort_unstable();
-        agents.dedup();
-        let state = |agent: AgentId| inner.states.get(&Topic::Agent(agent));
-        Some(agents.into_iter().filter_map(state).map(|(_, frame)| frame.clone()).collect())
+        let start = changes.latest.partition_point(|(position, _)| *position <= after);
+        let mut topics: Vec<Topic> = changes.latest.range(start..).map(|(_, it)| *it).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        let state = |topic: Topic| inner.states.get(&topic);
+        Some(topics.into_iter().filter_map(state).map(|(_, frame)| frame.clone()).collect())
     }
 
     /// Whether anybody watches a topic.
@@ -95,37 +135,40 @@ impl Hub {
     }
 
     /// Keeps the states of a round and wakes who watches them; then says how far the log is
-    /// followed. `all_agents`: whether the round holds every agent that changed, or only those
-    /// that are watched by themselves. `logs`: those that grew; their followers read them.
+    /// followed. `whole`: the topics of all things of a kind of which the round holds each that
+    /// changed, not only those that are watched by themselves. `logs`: those that grew; their followers
+    /// read them.
     pub(super) fn publish(
         &self,
         states: Vec<(Topic, Bytes)>,
         logs: impl IntoIterator<Item = JobId>,
         upto: Position,
-        all_agents: bool,
+        whole: &[Topic],
     ) {
         let mut woken = Vec::new();
         {
             let mut inner = self.lock();
             for (topic, frame) in states {
                 inner.wake(topic, &mut woken);
-                if let Topic::Agent(agent) = topic {
-                    inner.changed.push_back((upto, agent));
-                    inner.wake(Topic::AllAgents, &mut woken);
+                if let Some(all) = topic.all() {
+                    if let Some(changes) = inner.changes(all) {
+                        changes.push(upto, topic);
+                    }
+                    inner.wake(all, &mut woken);
                 }
                 inner.states.insert(topic, (upto, frame));
             }
             for job in logs {
                 inner.wake(Topic::Log(job), &mut woken);
             }
-            if !all_agents {
-                // Who began to watch them all during this round has to look for himself.
-                inner.wake(Topic::AllAgents, &mut woken);
-                inner.changed.clear();
-                inner.changed_floor = upto;
-            }
-            while inner.changed.len() > CHANGED_AGENTS_MAX {
-                inner.forget_oldest_change();
+            for all in [Topic::AllAgents, Topic::AllNodes] {
+                if !whole.contains(&all) {
+                    // Who began to watch them all during this round has to look for himself.
+                    inner.wake(all, &mut woken);
+                    if let Some(changes) = inner.changes(all) {
+                        *changes = Changes::from(upto);
+                    }
+                }
             }
         }
         self.position.send_replace(upto);
@@ -149,21 +192,29 @@ impl Inner {
         woken.extend(self.watchers.get(&topic).into_iter().flatten().cloned());
     }
 
-    /// Nobody watches this topic any more: its states go.
-    fn forget_unwatched(&mut self, topic: Topic) {
-        let Self { watchers, states, .. } = self;
-        match topic {
-            Topic::AllAgents => states.retain(|topic, _| watchers.contains_key(topic)),
-            Topic::Agent(_) if watchers.contains_key(&Topic::AllAgents) => {}
-            Topic::Agent(_) | Topic::Job(_) | Topic::Log(_) => {
-                states.remove(&topic);
-            }
+    /// What changed of all things of a kind.
+    fn changes(&mut self, all: Topic) -> Option<&mut Changes> {
+        match all {
+            Topic::AllAgents => Some(&mut self.agents),
+            Topic::AllNodes => Some(&mut self.nodes),
+            Topic::Agent(_) | Topic::Job(_) | Topic::Node(_) | Topic::Log(_) => None,
         }
     }
 
-    fn forget_oldest_change(&mut self) {
-        if let Some((position, _)) = self.changed.pop_front() {
-            self.changed_floor = position;
+    /// Nobody watches this topic any more: its states go.
+    fn forget_unwatched(&mut self, gone: Topic) {
+        let watchers = &self.watchers;
+        let watched = |topic: Topic| {
+            watchers.contains_key(&topic)
+                || topic.all().is_some_and(|all| watchers.contains_key(&all))
+        };
+        match gone {
+            Topic::AllAgents | Topic::AllNodes => self.states.retain(|topic, _| watched(*topic)),
+            Topic::Agent(_) | Topic::Job(_) | Topic::Node(_) | Topic::Log(_) => {
+                if !watched(gone) {
+                    self.states.remove(&gone);
+                }
+            }
         }
     }
 }

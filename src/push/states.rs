@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lru::LruCache;
-use milepost_projections::answers::{InstanceAnswer, JobAnswer};
+use milepost_projections::answers::{InstanceAnswer, JobAnswer, NodeAnswer};
 use milepost_projections::board::agent_of;
 use milepost_projections::job::job_of;
-use milepost_projections::{Board, Job};
-use milepost_schemas::{AgentId, Event, JobId, Position};
+use milepost_projections::node::node_of;
+use milepost_projections::{Board, Job, NodeRow};
+use milepost_schemas::{AgentId, Event, JobId, NodeId, Position};
 use serde::Serialize;
 
 use super::encode;
@@ -42,8 +43,11 @@ pub fn start(app: Arc<App>) {
 }
 
 async fn follow(app: Arc<App>) {
-    let mut states =
-        States { boards: LruCache::new(STATES_CACHED_MAX), jobs: LruCache::new(STATES_CACHED_MAX) };
+    let mut states = States {
+        boards: LruCache::new(STATES_CACHED_MAX),
+        jobs: LruCache::new(STATES_CACHED_MAX),
+        nodes: LruCache::new(STATES_CACHED_MAX),
+    };
     let mut head = app.log.feed().watch();
     loop {
         let position = app.hub.position();
@@ -76,6 +80,7 @@ async fn next_events(app: &App, after: Position) -> Result<Vec<Arc<Committed>>, 
 struct States {
     boards: LruCache<AgentId, Board>,
     jobs: LruCache<JobId, Option<Job>>,
+    nodes: LruCache<NodeId, NodeRow>,
 }
 
 impl States {
@@ -85,15 +90,18 @@ impl States {
         if app.hub.is_idle() {
             self.boards.clear();
             self.jobs.clear();
-            return app.hub.publish(Vec::new(), [], upto, false);
+            self.nodes.clear();
+            return app.hub.publish(Vec::new(), [], upto, &[]);
         }
         let all_agents = app.hub.is_watched(Topic::AllAgents);
+        let all_nodes = app.hub.is_watched(Topic::AllNodes);
         let mut watched = HashMap::new();
         let mut is_watched =
             |topic| *watched.entry(topic).or_insert_with(|| app.hub.is_watched(topic));
         let mut agents = HashSet::new();
         let mut jobs = HashSet::new();
         let mut logs = HashSet::new();
+        let mut nodes = HashSet::new();
         for event in events {
             let Ok(recorded) = event.recorded() else { continue };
             if let Event::JobLogRecorded(printed) = recorded.event {
@@ -107,6 +115,16 @@ impl States {
                 }
                 if all_agents || is_watched(Topic::Agent(agent)) {
                     agents.insert(agent);
+                }
+            }
+            if let Some(node) = node_of(recorded.event) {
+                if let Some(row) = self.nodes.get_mut(&node)
+                    && recorded.position > row.position
+                {
+                    row.fold(&recorded);
+                }
+                if all_nodes || is_watched(Topic::Node(node)) {
+                    nodes.insert(node);
                 }
             }
             if let Some(id) = job_of(recorded.event) {
@@ -128,7 +146,14 @@ impl States {
         for job in jobs {
             states.extend(self.job(app, job).await.map(|frame| (Topic::Job(job), frame)));
         }
-        app.hub.publish(states, logs, upto, all_agents);
+        for node in nodes {
+            let frame = self.node(app, node).await;
+            states.extend(frame.map(|frame| (Topic::Node(node), frame)));
+        }
+        let whole = [(Topic::AllAgents, all_agents), (Topic::AllNodes, all_nodes)];
+        let whole: Vec<Topic> =
+            whole.into_iter().filter(|(_, whole)| *whole).map(|(topic, _)| topic).collect();
+        app.hub.publish(states, logs, upto, &whole);
     }
 
     async fn agent(&mut self, app: &App, id: AgentId) -> Option<Bytes> {
@@ -137,6 +162,14 @@ impl States {
             self.boards.put(id, board);
         }
         instance_frame(app, self.boards.get(&id)?)
+    }
+
+    async fn node(&mut self, app: &App, id: NodeId) -> Option<Bytes> {
+        if !self.nodes.contains(&id) {
+            let row = once_readable(|| views::read_node(&app.log, id)).await??;
+            self.nodes.put(id, row);
+        }
+        node_frame(self.nodes.get(&id)?)
     }
 
     async fn job(&mut self, app: &App, id: JobId) -> Option<Bytes> {
@@ -151,6 +184,11 @@ impl States {
 /// The state of an agent's instance as one message, but for its id.
 pub(super) fn instance_frame(app: &App, board: &Board) -> Option<Bytes> {
     Some(render("instance", &InstanceAnswer::of(board, app.clock.now())?))
+}
+
+/// The state of a node as one message, but for its id.
+pub(super) fn node_frame(row: &NodeRow) -> Option<Bytes> {
+    Some(render("node", &NodeAnswer::of(row)?))
 }
 
 /// The state of a job as one message, but for its id.

@@ -11,13 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use milepost_projections::board::agent_of;
 use milepost_projections::job::job_of;
-use milepost_schemas::{AgentId, EventType, JobId, Position, StreamId};
+use milepost_projections::node::{Nodes, node_of};
+use milepost_schemas::{AgentId, EventType, JobId, NodeId, Position, StreamId};
 use serde::Serialize;
 use tokio::sync::watch;
 
 use super::encode;
 use super::hub::{Registration, Topic};
-use super::states::{instance_frame, job_frame};
+use super::states::{instance_frame, job_frame, node_frame};
 use crate::app::App;
 use crate::execute::{ExecuteError, read_job};
 use crate::log::{Committed, EventFilter, Since};
@@ -76,6 +77,10 @@ pub struct Wants {
     pub all_agents: bool,
     /// The states of these jobs.
     pub jobs: Vec<JobId>,
+    /// The states of these nodes.
+    pub nodes: Vec<NodeId>,
+    /// The states of all nodes.
+    pub all_nodes: bool,
     /// What the runs of these jobs print.
     pub logs: Vec<JobId>,
     /// All events that pass.
@@ -84,16 +89,25 @@ pub struct Wants {
     pub events_of_agents: Vec<AgentId>,
     /// The events of these jobs.
     pub events_of_jobs: Vec<JobId>,
+    /// The events of these nodes, with their jobs'.
+    pub events_of_nodes: Vec<NodeId>,
 }
 
 impl Wants {
     fn topics(&self) -> Vec<Topic> {
         let agents = self.agents.iter().chain(&self.events_of_agents).copied().map(Topic::Agent);
         let jobs = self.jobs.iter().chain(&self.events_of_jobs).copied().map(Topic::Job);
+        let nodes = self.nodes.iter().chain(&self.events_of_nodes).copied().map(Topic::Node);
         let logs = self.logs.iter().copied().map(Topic::Log);
-        let mut topics: Vec<Topic> = agents.chain(jobs).chain(logs).collect();
-        topics.extend(self.all_agents.then_some(Topic::AllAgents));
+        let mut topics: Vec<Topic> = agents.chain(jobs).chain(nodes).chain(logs).collect();
+        topics.extend(self.all());
         topics
+    }
+
+    /// The topics of all things of a kind.
+    fn all(&self) -> impl Iterator<Item = Topic> + use<> {
+        let agents = self.all_agents.then_some(Topic::AllAgents);
+        agents.into_iter().chain(self.all_nodes.then_some(Topic::AllNodes))
     }
 
     fn any_events(&self) -> bool {
@@ -101,6 +115,7 @@ impl Wants {
             || !self.logs.is_empty()
             || !self.events_of_agents.is_empty()
             || !self.events_of_jobs.is_empty()
+            || !self.events_of_nodes.is_empty()
     }
 
     /// Whether an event is part of a log that is followed.
@@ -117,6 +132,7 @@ impl Wants {
         let Ok(fact) = event.event() else { return false };
         agent_of(fact).is_some_and(|agent| self.events_of_agents.contains(&agent))
             || job_of(fact).is_some_and(|job| self.events_of_jobs.contains(&job))
+            || node_of(fact).is_some_and(|node| self.events_of_nodes.contains(&node))
     }
 }
 
@@ -271,10 +287,15 @@ impl Subscription {
                 states.push(job_frame(&job));
             }
         }
-        if self.wants.all_agents {
-            let (all, whole) = self.all_states(upto).await?;
+        for node in &self.wants.nodes {
+            if let Some(row) = views::read_node(&app.log, *node).await? {
+                states.extend(node_frame(&row));
+            }
+        }
+        for all in self.wants.all() {
+            let (all, whole) = self.all_states(all, upto).await?;
             states.extend(all);
-            self.states_shown = whole;
+            self.states_shown = self.states_shown.min(whole);
         }
         self.with_ids(states, upto, &mut frames);
         Ok(frames)
@@ -377,6 +398,9 @@ impl Subscription {
         let mut streams: Vec<StreamId> =
             self.wants.events_of_jobs.iter().map(|job| job.stream()).collect();
         streams.extend(self.wants.logs.iter().map(|job| job.log_stream()));
+        for node in &self.wants.events_of_nodes {
+            streams.extend(views::streams_of_node(&self.app.log, *node).await?);
+        }
         for agent in &self.wants.events_of_agents {
             streams.extend(views::streams_of_agent(&self.app.log, *agent).await?);
         }
@@ -392,25 +416,35 @@ impl Subscription {
         let hub = &self.app.hub;
         let agents = self.wants.agents.iter().copied().map(Topic::Agent);
         let jobs = self.wants.jobs.iter().copied().map(Topic::Job);
+        let nodes = self.wants.nodes.iter().copied().map(Topic::Node);
+        let each = agents.chain(jobs).chain(nodes);
         let mut states: Vec<Bytes> =
-            agents.chain(jobs).filter_map(|topic| hub.state_since(topic, from)).collect();
+            each.filter_map(|topic| hub.state_since(topic, from)).collect();
         let mut whole = upto;
-        if self.wants.all_agents {
-            if let Some(changed) = hub.changed_since(from) {
+        for all in self.wants.all() {
+            if let Some(changed) = hub.changed_since(all, from) {
                 states.extend(changed);
             } else {
-                let all;
-                (all, whole) = self.all_states(upto).await?;
+                let (all, shown) = self.all_states(all, upto).await?;
                 states.extend(all);
+                whole = whole.min(shown);
             }
         }
         Ok((states, whole))
     }
 
-    /// The state of every agent, and up to where they are whole: `upto`, or less where the view
-    /// is behind.
-    async fn all_states(&self, upto: Position) -> Result<(Vec<Bytes>, Position), ExecuteError> {
+    /// The state of everything of a kind, and up to where they are whole: `upto`, or less where the
+    /// view is behind.
+    async fn all_states(
+        &self,
+        all: Topic,
+        upto: Position,
+    ) -> Result<(Vec<Bytes>, Position), ExecuteError> {
         let app = &self.app;
+        if all == Topic::AllNodes {
+            let (rows, whole) = app.views.rows::<Nodes>(upto).await?;
+            return Ok((rows.iter().filter_map(node_frame).collect(), whole.min(upto)));
+        }
         let (boards, whole) = app.views.boards(upto).await?;
         let states = boards.iter().filter_map(|board| instance_frame(app, board)).collect();
         Ok((states, whole.min(upto)))

@@ -154,7 +154,8 @@ impl Views {
         }
         let succeeded = Some(JobStatus::Succeeded);
         let jobs = self.jobs(Position::START, succeeded, None, JOBS_MAX).await?;
-        let usual = usual(&jobs);
+        // What a node's job takes says nothing of a server's.
+        let usual = usual(jobs.iter().filter(|job| job.subject.agent_id().is_some()));
         *self.usual.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), usual));
         Ok(usual)
     }

@@ -183,7 +183,7 @@ pub async fn again(
         );
         return Err(Problem::conflict("job-status", detail));
     }
-    let (retry_of, reason) = (Some(job_id), masked(app, reason).and_then(said));
+    let (retry_of, reason) = (Some(job_id), masked(app, reason).as_deref().and_then(said));
     match job.subject {
         Subject::Agent { agent_id, region, .. } => {
             agents::order(app, actor, agent_id, Some(region), retry_of, reason).await

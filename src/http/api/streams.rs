@@ -7,7 +7,10 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
 use axum::response::Response;
-use milepost_schemas::{AgentId, JobId};
+use milepost_projections::job::job_of;
+use milepost_projections::node::node_of;
+use milepost_schemas::{AgentId, JobId, NodeId};
+use uuid::Uuid;
 
 use super::events::Query;
 use super::{Id, agents, jobs};
@@ -59,7 +62,7 @@ pub async fn job(
     Ok(stream(&app, &actor, &request, Wants { jobs: vec![job], ..Wants::default() }))
 }
 
-/// `GET /api/stream?agent=<id>|all&job=<id>&log=<id>&events=<id>|all`: what the pages of one browser need,
+/// `GET /api/stream?agent=<id>|all&job=<id>&node=<id>|all&log=<id>&events=<id>|all`: what the pages of one browser need,
 /// in one connection. Each parameter may be repeated.
 ///
 /// # Errors
@@ -77,7 +80,7 @@ async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
     let mut wants = Wants::default();
     let mut count = 0;
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        if !matches!(&*name, "agent" | "job" | "log" | "events") {
+        if !matches!(&*name, "agent" | "job" | "node" | "log" | "events") {
             continue;
         }
         count += 1;
@@ -91,19 +94,28 @@ async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
             ("agent", value) => wants.agents.push(named("agent", value)?),
             ("job", value) => wants.jobs.push(named("job", value)?),
             ("log", value) => wants.logs.push(named("log", value)?),
+            ("node", "all") => wants.all_nodes = true,
+            ("node", value) => wants.nodes.push(named("node", value)?),
             (_, "all") => wants.events = Some(crate::log::EventFilter::default()),
             (_, value) => {
-                let job: JobId = named("events", value)?;
-                // One id, of an agent or of a job: the log says which.
-                match crate::execute::read_job(&app.log, job).await? {
-                    Some(job) => wants.events_of_jobs.push(job.id),
-                    None => wants.events_of_agents.push(AgentId(job.0)),
+                let id: Uuid = named("events", value)?;
+                // One id, of an agent, a job or a node: the log says which.
+                match app.log.read_latest(id.into()).await?.as_ref().map(|it| it.event()) {
+                    Some(Ok(event)) if job_of(event).is_some() => {
+                        wants.events_of_jobs.push(JobId(id));
+                    }
+                    Some(Ok(event)) if node_of(event).is_some() => {
+                        wants.events_of_nodes.push(NodeId(id));
+                    }
+                    _ => wants.events_of_agents.push(AgentId(id)),
                 }
             }
         }
     }
     if count == 0 {
-        return Err(Problem::bad_request("say what to watch: agent=, job=, log= or events="));
+        return Err(Problem::bad_request(
+            "say what to watch: agent=, job=, node=, log= or events=",
+        ));
     }
     Ok(wants)
 }

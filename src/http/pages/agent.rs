@@ -52,9 +52,10 @@ impl AgentPage {
             max_attempts: instance.map_or(0, |instance| instance.max_attempts),
             standing: Standing::of_agent(agent, usual, now),
             actions: Actions {
-                agent: agent.agent.id.to_string(),
+                subject: format!("/agents/{}", agent.agent.id),
                 job: job_id.clone(),
                 again: true,
+                priority: job.map_or(0, |job| job.priority),
             },
             attempts,
             blank: AttemptView::blank_with(usual, now),

@@ -44,6 +44,7 @@ files! {
     "format.js": JAVASCRIPT,
     "keys.js": JAVASCRIPT,
     "log.js": JAVASCRIPT,
+    "nodes.js": JAVASCRIPT,
     "overview.js": JAVASCRIPT,
     "standing.js": JAVASCRIPT,
     "stream.js": JAVASCRIPT,

@@ -10,24 +10,26 @@ use axum::extract::{FromRequest as _, Path, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
-use milepost_projections::answers::{InstanceAnswer, JobAnswer};
+use milepost_projections::answers::{InstanceAnswer, JobAnswer, NodeAnswer};
+use milepost_projections::node::Nodes;
 use milepost_projections::{Job, Subject};
-use milepost_schemas::{AgentId, JobId, Position, StreamId};
+use milepost_schemas::{AgentId, JobId, NodeId, Position, StreamId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, OverviewPage, Place,
-    ProblemPage, assets,
+    AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, NodePage, NodesPage,
+    OverviewPage, Place, ProblemPage, assets,
 };
 use crate::accounts;
 use crate::app::App;
-use crate::http::api::{Id, agents, jobs, nodes, session};
+use crate::domain::node::NewNode;
+use crate::http::api::{Id, agents, jobs, nodes, queue, session};
 use crate::http::auth::{Actor, Visitor, refuse_cross_origin};
 use crate::http::problem::Problem;
 use crate::http::{BODY_BYTES_MAX, read_body};
 use crate::log::{Committed, EventFilter};
-use crate::views::{RowRange, read_log_rows, streams_of_agent};
+use crate::views::{RowRange, read_log_rows, streams_of_agent, streams_of_node};
 
 /// Events a page shows at once; older ones are a link away.
 const EVENTS_SHOWN: usize = 200;
@@ -44,7 +46,14 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/agents/{id}/provision", post(provision))
         .route("/jobs/{id}", get(job))
         .route("/jobs/{id}/cancel", post(cancel))
+        .route("/jobs/{id}/priority", post(prioritise))
         .route("/jobs/{id}/retry", post(retry))
+        .route("/nodes", get(nodes_list).post(register))
+        .route("/nodes/{id}", get(node))
+        .route("/nodes/{id}/provision", post(provision_node))
+        .route("/nodes/{id}/decommission", post(decommission_node))
+        .route("/queue/pause", post(pause))
+        .route("/queue/resume", post(resume))
         .route("/login", get(login).post(log_in))
         .route("/logout", post(log_out))
         .route("/assets/{*path}", get(asset))
@@ -104,12 +113,13 @@ async fn overview(
     let (_, head) = app.log.head().await?;
     let (boards, whole) = app.views.boards(head).await?;
     let usual = app.views.usual().await?;
+    let (_, queue) = crate::execute::read_queue(&app.log).await?;
     let now = app.clock.now();
     let agents: Vec<_> = boards.iter().filter_map(|board| InstanceAnswer::of(board, now)).collect();
     // The stream goes on from here: what the rows do not hold yet must come by it.
     let frame = frame(&app, Some(&actor), "Overview".to_owned(), head.min(whole));
     let callback_url = format!("{}/api/webhooks/github", app.config.public_url);
-    Ok(html(&OverviewPage::new(frame, &agents, &usual, callback_url)))
+    Ok(html(&OverviewPage::new(frame, &agents, &usual, queue.paused, callback_url)))
 }
 
 /// The query of a page with events.
@@ -164,6 +174,118 @@ async fn job(
 async fn log(app: &App, job: JobId) -> Result<LogView, Problem> {
     let page = read_log_rows(&app.log, job, RowRange::Newest, LOG_ROWS_SHOWN).await?;
     Ok(LogView::new(job.to_string(), page.total, &page.lines))
+}
+
+async fn nodes_list(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+) -> Result<Response, Trouble> {
+    let (_, head) = app.log.head().await?;
+    let (rows, whole) = app.views.rows::<Nodes>(head).await?;
+    let answers: Vec<_> = rows.iter().filter_map(NodeAnswer::of).collect();
+    let frame = frame(&app, Some(&actor), "Nodes".to_owned(), head.min(whole));
+    Ok(html(&NodesPage::new(frame, &answers)))
+}
+
+async fn node(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    id: Result<Id<NodeId>, Problem>,
+    query: Result<Query<Before>, QueryRejection>,
+) -> Result<Response, Trouble> {
+    let Query(Before { before }) = query?;
+    let Id(id) = id?;
+    let (_, head) = app.log.head().await?;
+    let answer = nodes::answer(&nodes::row(&app, id).await?)?;
+    let streams = streams_of_node(&app.log, id).await?;
+    let events = events(&app, streams, before, head).await?;
+    let log = match &answer.job {
+        Some(job) => log(&app, job.id).await?,
+        None => LogView::default(),
+    };
+    let frame = frame(&app, Some(&actor), answer.hostname.clone(), head);
+    Ok(html(&NodePage::new(frame, &answer, log, events)))
+}
+
+#[derive(Deserialize)]
+struct Registration {
+    hostname: String,
+    public_ip: String,
+    ssh_user: Option<String>,
+    ssh_port: Option<String>,
+}
+
+async fn register(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let Registration { hostname, public_ip, ssh_user, ssh_port } = form(request).await?;
+    // A field left empty is sent all the same.
+    let given = |field: Option<String>| field.filter(|text| !text.is_empty());
+    let port = |_| Problem::bad_request("The port is a number from 1 to 65535");
+    let ssh_port = given(ssh_port).map(|text| text.parse()).transpose().map_err(port)?;
+    let new = NewNode { hostname, public_ip, ssh_user: given(ssh_user), ssh_port };
+    let id = nodes::register(&app, &actor, new).await?;
+    Ok(Redirect::to(&format!("/nodes/{id}")))
+}
+
+async fn provision_node(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    id: Result<Id<NodeId>, Problem>,
+) -> Result<Redirect, Trouble> {
+    let Id(node) = id?;
+    nodes::order(&app, &actor, node, nodes::Order::Provision, None, None).await?;
+    Ok(Redirect::to(&format!("/nodes/{node}")))
+}
+
+async fn decommission_node(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    id: Result<Id<NodeId>, Problem>,
+) -> Result<Redirect, Trouble> {
+    let Id(node) = id?;
+    nodes::order(&app, &actor, node, nodes::Order::Decommission, None, None).await?;
+    Ok(Redirect::to(&format!("/nodes/{node}")))
+}
+
+async fn pause(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let Reason { reason } = form(request).await?;
+    queue::stop(&app, &actor, reason.unwrap_or_default()).await?;
+    Ok(Redirect::to("/"))
+}
+
+async fn resume(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let Reason { reason } = form(request).await?;
+    queue::go_on(&app, &actor, reason).await?;
+    Ok(Redirect::to("/"))
+}
+
+#[derive(Deserialize)]
+struct Priority {
+    priority: i16,
+    reason: Option<String>,
+}
+
+async fn prioritise(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    id: Result<Id<JobId>, Problem>,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let Id(job) = id?;
+    let Priority { priority, reason } = form(request).await?;
+    jobs::prioritise(&app, &actor, job, priority, reason).await?;
+    Ok(Redirect::to(&format!("/jobs/{job}")))
 }
 
 /// What people call what a job changes.

@@ -9,14 +9,17 @@ use super::event_row::{EventList, EventsView};
 use super::format::full;
 use super::log::LogView;
 use super::standing::Standing;
-use super::{Actions, Fact, Frame, Usual};
+use super::{Actions, Fact, Frame, NO_USUAL, Usual};
 
 /// `GET /jobs/{id}`.
 #[derive(Clone, Debug, Template)]
 #[template(path = "job.html")]
 pub struct JobPage {
     frame: Frame,
-    agent_name: String,
+    /// The list that what it changes stands in, and its address.
+    list: (&'static str, &'static str),
+    /// What people call what it changes.
+    name: String,
     job_type: String,
     max_attempts: u32,
     standing: Standing,
@@ -32,22 +35,29 @@ impl JobPage {
     /// The page for that job.
     pub fn new(
         frame: Frame,
-        agent_name: String,
+        name: String,
         job: &JobAnswer,
         usual: &Usual,
         log: LogView,
         events: EventList,
     ) -> Self {
         let now = frame.now;
+        let (list, subject, usual) = match (job.node_id, job.agent_id) {
+            (Some(node), _) => (("Nodes", "/nodes"), format!("/nodes/{node}"), &NO_USUAL),
+            (None, Some(agent)) => (("Agents", "/"), format!("/agents/{agent}"), usual),
+            (None, None) => (("Agents", "/"), String::new(), usual),
+        };
         Self {
-            agent_name,
+            list,
+            name,
             job_type: job.job_type.clone(),
             max_attempts: job.max_attempts,
             standing: Standing::of_job(job, usual, now),
             actions: Actions {
-                agent: job.agent_id.map(|agent| agent.to_string()).unwrap_or_default(),
+                subject,
                 job: job.id.to_string(),
                 again: false,
+                priority: job.priority,
             },
             attempts: AttemptView::all(job, usual, now),
             blank: AttemptView::blank_with(usual, now),
@@ -64,6 +74,7 @@ fn facts(job: &JobAnswer) -> Vec<Fact> {
     vec![
         Fact::new("job", "Job", job.id.to_string()),
         Fact::new("region", "Region", job.region.clone().unwrap_or_default()),
+        Fact::new("priority", "Priority", job.priority.to_string()),
         Fact::new("queued-at", "Queued", full(job.created_at)),
         Fact::new("started-at", "Began", at(job.started_at)),
         Fact::new("finished-at", "Ended", at(job.finished_at)),
@@ -75,5 +86,6 @@ fn facts(job: &JobAnswer) -> Vec<Fact> {
             "Repeats",
             job.retry_of.map(|job| job.to_string()).unwrap_or_default(),
         ),
+        Fact::new("retry-reason", "Because", job.retry_reason.clone().unwrap_or_default()),
     ]
 }

@@ -15,6 +15,8 @@ mod handlers;
 pub mod job;
 pub mod log;
 pub mod login;
+pub mod node;
+pub mod nodes;
 pub mod overview;
 pub mod problem;
 #[cfg(test)]
@@ -33,11 +35,16 @@ pub use handlers::{Trouble, not_allowed, not_found, routes};
 pub use job::JobPage;
 pub use log::LogView;
 pub use login::LoginPage;
+pub use node::NodePage;
+pub use nodes::NodesPage;
 pub use overview::OverviewPage;
 pub use problem::ProblemPage;
 
 /// What is usual for each step.
 pub type Usual = [Option<UsualDuration>; COUNT];
+
+/// Nothing is known to be usual: for jobs of nodes.
+const NO_USUAL: Usual = [None; COUNT];
 
 /// The regions the form of a new agent offers.
 pub use crate::domain::agent::REGIONS;
@@ -76,9 +83,11 @@ impl Frame {
 /// What the forms at the head of an agent or a job act on.
 #[derive(Clone, Debug)]
 struct Actions {
-    agent: String,
+    /// The address of the agent or the node.
+    subject: String,
     job: String,
     again: bool,
+    priority: i16,
 }
 
 /// One line of a list of facts; empty until the fact is known.
@@ -108,12 +117,36 @@ mod tests {
         let mut pages = vec![
             ("overview".into(), OverviewPage::sample(false).render().unwrap()),
             ("overview-empty".into(), OverviewPage::sample(true).render().unwrap()),
+            ("overview-paused".into(), OverviewPage::paused().render().unwrap()),
+            ("nodes".into(), NodesPage::sample(false).render().unwrap()),
+            ("nodes-empty".into(), NodesPage::sample(true).render().unwrap()),
             ("login".into(), LoginPage::sample(false).render().unwrap()),
             ("login-refused".into(), LoginPage::sample(true).render().unwrap()),
         ];
         for status in [400, 403, 404, 409, 429, 500, 503] {
             let page = ProblemPage::sample(status).render().unwrap();
             pages.push((format!("problem-{status}"), page));
+        }
+        for (name, node) in samples::nodes() {
+            let page = NodePage::new(
+                samples::frame(name),
+                &node,
+                LogView::default(),
+                EventList::default(),
+            );
+            pages.push((format!("node-{name}"), page.render().unwrap()));
+            if let Some(job) = &node.job {
+                let (frame, host) = (samples::frame(name), node.hostname.clone());
+                let page = JobPage::new(
+                    frame,
+                    host,
+                    job,
+                    &samples::usual(),
+                    LogView::default(),
+                    EventList::default(),
+                );
+                pages.push((format!("node-job-{name}"), page.render().unwrap()));
+            }
         }
         for (name, story) in samples::stories() {
             pages.push((format!("agent-{name}"), story.agent_page().render().unwrap()));
@@ -227,6 +260,9 @@ mod tests {
             for state in states {
                 assert_ne!(words::word_of("state", state), "", "{state}");
             }
+        }
+        for status in ["active", "provisioning", "unreachable", "decommissioned"] {
+            assert_ne!(words::word_of("node-status", status), "", "{status}");
         }
         for status in ["pending", "active", "completed", "error"] {
             assert_ne!(words::word_of("step", status), "", "{status}");

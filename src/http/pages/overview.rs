@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 
 use askama::Template;
 use jiff::Timestamp;
+use milepost_projections::Pause;
 use milepost_projections::answers::{AgentAnswer, InstanceAnswer};
 use milepost_projections::steps::Progress;
 use milepost_schemas::{AgentId, Position};
@@ -21,7 +22,16 @@ pub struct OverviewPage {
     frame: Frame,
     groups: Vec<Group>,
     callback_url: String,
+    pause: Option<PauseView>,
     blank: Row,
+}
+
+/// Why nothing is claimed.
+#[derive(Clone, Debug)]
+struct PauseView {
+    by: String,
+    reason: String,
+    since: Moment,
 }
 
 /// Agents of one kind.
@@ -48,11 +58,13 @@ struct Row {
 }
 
 impl OverviewPage {
-    /// The page for those agents, in any order; `callback_url` is where workflows post.
+    /// The page for those agents, in any order, and for a queue that is stopped or not;
+    /// `callback_url` is where workflows post.
     pub fn new(
         frame: Frame,
         agents: &[InstanceAnswer],
         usual: &Usual,
+        pause: Option<Pause>,
         callback_url: String,
     ) -> Self {
         let rows: Vec<_> = agents.iter().map(|agent| Row::new(agent, usual, &frame)).collect();
@@ -63,7 +75,12 @@ impl OverviewPage {
             rows: ordered(&rows, states),
         });
         let blank = Row::new(&blank(), usual, &frame);
-        Self { groups: groups.into(), blank, frame, callback_url }
+        let pause = pause.map(|pause| PauseView {
+            since: Moment::of(pause.since, frame.now),
+            by: pause.by,
+            reason: pause.reason,
+        });
+        Self { groups: groups.into(), blank, frame, callback_url, pause }
     }
 
     fn is_empty(&self) -> bool {

@@ -1,10 +1,10 @@
 //! Every interesting state, told as the events that lead to it and folded like real ones.
 
 use jiff::{SignedDuration, Timestamp};
-use milepost_projections::answers::{InstanceAnswer, JobAnswer};
+use milepost_projections::answers::{InstanceAnswer, JobAnswer, NodeAnswer};
 use milepost_projections::job_log::rows;
 use milepost_projections::usual::UsualDuration;
-use milepost_projections::{Board, Recorded};
+use milepost_projections::{Board, NodeStatus, Pause, Recorded};
 use milepost_schemas::event::{
     AgentActivated, AgentCreated, HeartbeatRecorded, InstanceRequested, InstanceStarted,
     JobCancelled, JobFailed, JobLogRecorded, JobQueued, JobRetried, JobSucceeded, Outcome,
@@ -12,15 +12,15 @@ use milepost_schemas::event::{
     Server, TaskStarted, WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
 };
 use milepost_schemas::{
-    AgentId, Attempt, CallbackEvidence, Event, InstanceId, JobId, Metadata, Position,
+    AgentId, Attempt, CallbackEvidence, Event, InstanceId, JobId, Metadata, NodeId, Position,
     SignatureForm, StreamId,
 };
 use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, OverviewPage, Place,
-    ProblemPage, Usual,
+    AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, NodesPage, OverviewPage,
+    Place, ProblemPage, Usual,
 };
 
 /// The time of every sample.
@@ -563,7 +563,67 @@ impl OverviewPage {
         let answers: Vec<_> = stories().iter().map(|(_, story)| story.answer()).collect();
         let agents = if empty { &[] } else { answers.as_slice() };
         let callback_url = "https://milepost.example.org/api/webhooks/github".into();
-        Self::new(Frame { rehearsal: empty, ..frame("Agents") }, agents, &usual(), callback_url)
+        let frame = Frame { rehearsal: empty, ..frame("Agents") };
+        Self::new(frame, agents, &usual(), None, callback_url)
+    }
+
+    /// While somebody has stopped the queue.
+    pub fn paused() -> Self {
+        let pause = Pause {
+            by: "account:night@example.org".into(),
+            reason: "the provider has an <outage>".into(),
+            since: now() - SignedDuration::from_mins(12),
+        };
+        Self::new(frame("Agents"), &[], &usual(), Some(pause), String::new())
+    }
+}
+
+/// A node in every state, by name.
+pub fn nodes() -> Vec<(&'static str, NodeAnswer)> {
+    let job = |status, story: Story| {
+        let mut job = story.job_answer().unwrap();
+        (job.agent_id, job.instance_id, job.region) = (None, None, None);
+        (job.node_id, job.job_type) = (Some(NodeId(job.id.0)), "provision_node".into());
+        (status, Some(job))
+    };
+    let order = |id| Story::new(id, "web", "eu-central", 400).ordered(300);
+    let states = [
+        ("registered", (NodeStatus::Provisioning, None)),
+        ("provisioning", job(NodeStatus::Provisioning, order(31).claimed(299).started(290))),
+        ("active", job(NodeStatus::Active, order(32).claimed(299).started(290).done(60, true))),
+        (
+            "unreachable",
+            job(
+                NodeStatus::Unreachable,
+                order(33).claimed(299).started(290).failed(60, MARKUP_ERROR, None),
+            ),
+        ),
+        ("decommissioned", (NodeStatus::Decommissioned, None)),
+    ];
+    let node = |(index, (name, (status, job))): (usize, (&'static str, _))| {
+        let node = NodeAnswer {
+            id: NodeId(Uuid::from_u128(index as u128 + 1)),
+            hostname: format!("web-{index}.example.org"),
+            public_ip: [192, 0, 2, index as u8].into(),
+            ssh_user: "root".into(),
+            ssh_port: 22,
+            status,
+            active_job_id: None,
+            job,
+            created_at: now() - SignedDuration::from_mins(30),
+            updated_at: now() - SignedDuration::from_mins(20),
+            position: Position(index as u64 + 1),
+        };
+        (name, node)
+    };
+    states.into_iter().enumerate().map(node).collect()
+}
+
+impl NodesPage {
+    /// All of them, or none.
+    pub fn sample(empty: bool) -> Self {
+        let nodes: Vec<_> = nodes().into_iter().map(|(_, node)| node).collect();
+        Self::new(frame("Nodes"), if empty { &[] } else { &nodes })
     }
 }
 

@@ -2,14 +2,14 @@
 
 use askama::Template;
 use jiff::Timestamp;
-use milepost_projections::answers::{InstanceAnswer, JobAnswer};
+use milepost_projections::answers::{InstanceAnswer, JobAnswer, NodeAnswer};
 use milepost_projections::board::InstanceStatus;
 use milepost_projections::usual::UsualDuration;
 use milepost_projections::{JobStatus, Step, StepStatus};
 
-use super::Usual;
 use super::format::{Clock, between};
 use super::words::word_of;
+use super::{NO_USUAL, Usual};
 
 /// A running workflow sends a heartbeat a minute; after three missed ones somebody should look.
 pub const SILENT_AFTER_MS: i64 = 180_000;
@@ -91,7 +91,7 @@ impl Standing {
     /// Of a job.
     pub fn of_job(job: &JobAnswer, usual: &Usual, now: Timestamp) -> Self {
         let last = job.timeline.last();
-        Self::of(
+        let standing = Self::of(
             &Facts {
                 status: job.status,
                 steps: last.map_or(&[], |attempt| attempt.steps.as_slice()),
@@ -105,7 +105,18 @@ impl Standing {
             },
             usual,
             now,
-        )
+        );
+        // A node's job builds no server that could be running.
+        let own = job.node_id.map(|_| word_of("node", standing.state)).unwrap_or_default();
+        if own.is_empty() { standing } else { Self { word: own, ..standing } }
+    }
+
+    /// Of a node: where its latest job stands.
+    pub fn of_node(node: &NodeAnswer, now: Timestamp) -> Self {
+        match &node.job {
+            Some(job) => Self::of_job(job, &NO_USUAL, now),
+            None => Self::bare("new", Clock::up(node.created_at, now)),
+        }
     }
 
     fn bare(state: &'static str, clock: Clock) -> Self {

@@ -18,6 +18,14 @@ pub const WORDS: &[(&str, &str)] = &[
     ("state.stopping", "Stopping"),
     ("state.stopped", "Stopped"),
     ("state.destroyed", "Destroyed"),
+    // The state of a node's job, where another word is better.
+    ("node.running", "Under way"),
+    ("node.succeeded", "Done"),
+    // Where a node stands.
+    ("node-status.active", "Active"),
+    ("node-status.provisioning", "Provisioning"),
+    ("node-status.unreachable", "Unreachable"),
+    ("node-status.decommissioned", "Decommissioned"),
     // What stands before the clock of a state.
     ("clock.new", "for"),
     ("clock.queued", "for"),

@@ -239,3 +239,33 @@ async fn nothing_is_found_under_an_id_that_no_node_has() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_and_the_list_of_nodes_are_followed_in_one_stream() {
+    let server = Server::start().await;
+    let client = server.client();
+    let node = register(&client, "web-1", "192.0.2.1").await;
+    let path = format!("/api/stream?node=all&node={node}&events={node}");
+    let mut stream = client.stream(&path, None).await;
+    assert_eq!(stream.next_named("node").await.json()["status"], "provisioning");
+    let job = order(&client, &node, "provision").await;
+    let requested = stream.next_named("recorded").await.json();
+    assert_eq!(requested["type"], "NodeProvisioningRequested");
+    let queued = stream.next_named("recorded").await.json();
+    assert_eq!((&queued["type"], &queued["data"]["job_id"]), (&json!("JobQueued"), &json!(job)));
+    say(&client, &job, "running").await;
+    loop {
+        let state = stream.next_named("node").await.json();
+        if state["status"] == "active" {
+            assert_eq!(state["job"]["status"], "succeeded");
+            break;
+        }
+    }
+    // Who watches all of them hears of a new one.
+    let other = register(&client, "web-2", "192.0.2.2").await;
+    loop {
+        if stream.next_named("node").await.json()["id"] == other {
+            break;
+        }
+    }
+}

@@ -262,3 +262,53 @@ async fn a_page_says_which_events_it_shows() {
     let older = person.open(&format!("/agents/{agent}?before=5")).await;
     assert!(older.text().contains("AgentCreated") && !older.text().contains("step_0"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_register_provision_and_give_up_a_node() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let fields = [
+        ("hostname", "web-1.example.com"),
+        ("public_ip", "192.0.2.1"),
+        ("ssh_user", ""),
+        ("ssh_port", ""),
+    ];
+    let node = person.go("/nodes", &fields).await;
+    let page = person.open(&node).await;
+    is_page(&page);
+    assert!(page.text().contains("web-1.example.com"), "{}", page.text());
+    let list = person.open("/nodes").await;
+    is_page(&list);
+    assert!(list.text().contains(&format!("href=\"{node}\"")), "{}", list.text());
+    assert_eq!(person.go(&format!("{node}/provision"), &[]).await, node);
+    let page = person.open(&node).await;
+    assert!(page.text().contains("Running Playbook"), "{}", page.text());
+    assert_eq!(person.submit(&format!("{node}/decommission"), &[]).await.status, 409);
+    assert_eq!(person.submit("/nodes", &fields).await.status, 409);
+    let wrong = [("hostname", "web 1"), ("public_ip", "192.0.2.1")];
+    assert_eq!(person.submit("/nodes", &wrong).await.status, 422);
+    let job = person.client.read("/api/jobs").await["jobs"][0]["id"].clone();
+    let job = format!("/jobs/{}", job.as_str().unwrap());
+    let shown = person.open(&job).await;
+    is_page(&shown);
+    assert!(shown.text().contains(&format!("href=\"{node}\"")), "{}", shown.text());
+    let moved = [("priority", "7"), ("reason", "it is needed")];
+    assert_eq!(person.go(&format!("{job}/priority"), &moved).await, job);
+    assert_eq!(person.client.read(&format!("/api{job}")).await["priority"], 7);
+    person.go(&format!("{job}/cancel"), &[("reason", "by mistake")]).await;
+    assert_eq!(person.go(&format!("{node}/decommission"), &[]).await, node);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_queue_is_seen_on_the_overview() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    assert_eq!(person.submit("/queue/pause", &[("reason", "")]).await.status, 400);
+    assert_eq!(person.go("/queue/pause", &[("reason", "an <outage>")]).await, "/");
+    let page = person.open("/").await;
+    for words in ["The queue is paused.", "account:admin@localhost", "an &#60;outage&#62;"] {
+        assert!(page.text().contains(words), "{words} is not in {}", page.text());
+    }
+    assert_eq!(person.go("/queue/resume", &[]).await, "/");
+    assert!(!person.open("/").await.text().contains("The queue is paused."));
+}

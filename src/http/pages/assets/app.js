@@ -6,6 +6,7 @@ import "./stream.js";
 import "./overview.js";
 import "./log.js";
 import "./follow.js";
+import "./nodes.js";
 
 function everySecond() {
   if (document.hidden) return;

@@ -172,7 +172,8 @@ function speakStep(element, spent, p50, share) {
 export function fillStanding(root, standing) {
   const part = root.querySelector('[data-part="standing"]');
   attribute(root, "data-state", standing.state);
-  text(slot(part, "word"), word(`state.${standing.state}`));
+  const own = standing.node && word(`node.${standing.state}`);
+  text(slot(part, "word"), own || word(`state.${standing.state}`));
   text(slot(part, "place"), standing.place);
   text(slot(part, "attempt"), standing.attempt);
   text(slot(part, "clock-word"), word(`clock.${standing.state}`));

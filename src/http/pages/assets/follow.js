@@ -1,4 +1,4 @@
-// The page of an agent or a job follows it: its line, its attempts, its facts and its events.
+// The page of an agent, a node or a job follows it: its line, its attempts, its facts and its events.
 
 import { announce, attribute, copy, fillAttempt, fillEvent, fillStanding, overdueAfter, slot, text, word } from "./fill.js";
 import { full } from "./format.js";
@@ -33,10 +33,11 @@ class Follow extends HTMLElement {
   }
 
   #wants() {
-    const { agent, job, events } = this.dataset;
+    const { agent, job, node, events } = this.dataset;
     return {
       agent: agent ? [agent] : [],
       job: job ? [job] : [],
+      node: node ? [node] : [],
       log: job ? [job] : [],
       events: "live" in this.events.dataset ? [events] : [],
     };
@@ -44,6 +45,7 @@ class Follow extends HTMLElement {
 
   #receive({ event, data }) {
     if (event === "instance" && data.agent.id === this.dataset.agent) this.#instance(data);
+    if (event === "node" && data.id === this.dataset.node) this.#node(data);
     if (event === "job" && data.id === this.dataset.job) this.#jobAnswer(data);
     if (event === "log" && data.job_id === this.dataset.job) this.log.receive(data);
     if (event === "recorded") this.#recorded(data);
@@ -61,27 +63,35 @@ class Follow extends HTMLElement {
     const missing = instance?.missing.join(", ");
     text(slot(this, "missing"), missing);
     slot(this, "missing-pair").hidden = !missing;
-    if (instance && instance.job_id !== this.dataset.job) this.#newJob(instance, answer.steps);
+    if (instance && instance.job_id !== this.dataset.job) {
+      const { attempt, job_status: status, current_step, task } = instance;
+      this.#newJob(instance.job_id, { timeline: [{ attempt, status, steps: answer.steps, current_step, task }] });
+    }
     this.#stand();
   }
 
-  /** The agent has another job than the one shown: its steps come with the answer, the rest
-      with the job's own messages. */
-  #newJob(instance, steps) {
-    this.dataset.job = instance.job_id;
+  #node({ status, job }) {
+    attribute(this, "data-node-status", status);
+    text(slot(this, "node-status"), word(`node-status.${status}`));
+    if (job && job.id !== this.dataset.job) this.#newJob(job.id, job);
+    if (job) this.#jobAnswer(job);
+  }
+
+  /** The agent or node has another job than the one shown: what is known of it comes with the
+      answer, the rest with the job's own messages. */
+  #newJob(id, job) {
+    this.dataset.job = id;
     this.#job = null;
     for (const form of this.querySelectorAll("[data-job-action]")) {
-      attribute(form, "action", `/jobs/${instance.job_id}/${form.dataset.jobAction}`);
+      attribute(form, "action", `/jobs/${id}/${form.dataset.jobAction}`);
     }
     const link = slot(this, "job");
     link.hidden = false;
-    attribute(link, "href", `/jobs/${instance.job_id}`);
-    text(link.firstElementChild, instance.job_id);
+    attribute(link, "href", `/jobs/${id}`);
+    text(link.firstElementChild, id);
     this.querySelector(".attempts").replaceChildren();
-    this.#attempts({
-      timeline: [{ attempt: instance.attempt, status: instance.job_status, steps, current_step: instance.current_step, task: instance.task }],
-    });
-    this.log.show(instance.job_id);
+    this.#attempts(job);
+    this.log.show(id);
     this.#subscription.update(this.#wants());
   }
 

@@ -56,9 +56,15 @@ export function ofAgent(answer, overdueAfter, silentAfter) {
   }, overdueAfter, silentAfter);
 }
 
+/** A node stands where its latest job does. */
+export function ofNode(node, silentAfter) {
+  if (node.job) return ofJob(node.job, [], silentAfter);
+  return { state: "new", place: "", attempt: "", clock: ["up", Date.parse(node.created_at)], node: true };
+}
+
 export function ofJob(job, overdueAfter, silentAfter) {
   const last = job.timeline.at(-1);
-  return standing({
+  const facts = {
     status: job.status,
     steps: last.steps,
     attempt: job.attempt_count,
@@ -68,5 +74,6 @@ export function ofJob(job, overdueAfter, silentAfter) {
     createdAt: job.created_at,
     updatedAt: job.updated_at,
     doneAt: job.finished_at,
-  }, overdueAfter, silentAfter);
+  };
+  return { ...standing(facts, overdueAfter, silentAfter), node: Boolean(job.node_id) };
 }

@@ -21,8 +21,8 @@ const BACKOFF_MAX_MS = 30_000;
 /** A log that keeps beginning anew must not keep a page reloading. */
 const RELOAD_MIN_MS = 10_000;
 
-const EVENTS = ["instance", "job", "log", "recorded", "bookmark", "reset"];
-const TOPICS = ["agent", "job", "log", "events"];
+const EVENTS = ["instance", "job", "node", "log", "recorded", "bookmark", "reset"];
+const TOPICS = ["agent", "job", "node", "log", "events"];
 
 const me = `${Math.random()}`.slice(2);
 const channel = "BroadcastChannel" in self ? new BroadcastChannel(NAME) : null;
