@@ -147,7 +147,7 @@ async fn try_to_job(
     metadata: Arc<Metadata>,
     queue_version: Option<u32>,
 ) -> Result<JobOutcome, ExecuteError> {
-    let (metadata, deadline) = (metadata.into(), command_deadline());
+    let deadline = command_deadline();
     let slot = app.jobs.slot(id);
     let mut slot = match slot.try_lock() {
         Ok(slot) => slot,
@@ -337,7 +337,7 @@ async fn order(
         .iter()
         .map(|(stream, _)| (*stream, Expected::Version(if *stream == own { version } else { 0 })))
         .collect();
-    let decision = Decision { events, expected, metadata: Arc::clone(&metadata), queue };
+    let decision = Decision { events, expected, metadata: Arc::clone(metadata), queue };
     Ok(app.log.append(decision, deadline).await?.position())
 }
 

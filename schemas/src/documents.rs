@@ -94,6 +94,11 @@ node_examples! {
     "JobCancelled" v 1,
     "LateCallbackRecorded" v 1,
     "JobPriorityChanged" v 1,
+    "WorkflowDispatchFailed" v 2,
+    "TaskStarted" v 1,
+    "JobLogRecorded" v 1,
+    "WorkflowRunObserved" v 1,
+    "WorkflowRunCancelRequested" v 1,
 }
 
 /// The JSON Schema of a callback, by its kind's name. Source: `callbacks/<kind>.json`.

@@ -221,7 +221,7 @@ async fn of_ten_thousand_jobs_two_processes_claim_each_once() {
             appends.join_next().await.unwrap().unwrap();
         }
         appends.spawn(async move {
-            log.append(decision, command_deadline()).await.map(|_| ()).unwrap()
+            log.append(decision, command_deadline()).await.map(|_| ()).unwrap();
         });
     }
     appends.join_all().await;
