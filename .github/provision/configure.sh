@@ -3,7 +3,7 @@
 set -euo pipefail
 
 directory=$1
-export ANSIBLE_CONFIG=$PWD/ansible/ansible.cfg ANSIBLE_NOCOLOR=1
+export ANSIBLE_CONFIG=$PWD/ansible/ansible.cfg
 
 ansible-playbook -i "$directory/inventory.ini" -e "@$directory/vars.json" \
   --ssh-extra-args='-o StrictHostKeyChecking=accept-new' ansible/playbooks/agent-configure.yml |

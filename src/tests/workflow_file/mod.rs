@@ -1,8 +1,8 @@
 //! The workflow file itself, executed against a live server.
 //!
 //! GitHub is a double, and dispatches the run; its steps run in bash, their callbacks go over HTTP
-//! through a line that can fall silent. The machines at Hetzner's are files in a directory: the
-//! workflow has made one while its file is there.
+//! through a line that can fall silent. `milepost vm` is the program itself, and asks the doubles of
+//! Hetzner and Tailscale, which count what is left. Ansible alone is a script.
 
 mod expression;
 mod line;
@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::doubles::github::{Github, Run};
+use crate::doubles::{Clouds, hetzner, tailscale};
 use crate::harness::{Client, Options, PATIENCE, Server, text, wait_until};
 use line::{Line, Silence};
 use runner::{Finished, Runner, read_yaml, write_program};
@@ -35,31 +36,11 @@ const HASTE: &[(&str, &str)] = &[
     ("MILEPOST_HEARTBEAT_EVERY", "0.2"),
     ("MILEPOST_CREATE_PAUSE", "0.1"),
     ("MILEPOST_DESTROY_PAUSE", "0.1"),
+    ("MILEPOST_POLL", "0.01"),
 ];
 
-/// Stands in for `milepost vm`: a server is a file with the attempt's name.
-const MILEPOST_VM: &str = r#"#!/usr/bin/env bash
-set -euo pipefail
-[[ $1 == vm ]] && verb=$2 && shift 2
-while (($#)); do
-  case $1 in
-    --job) job=$2 ;; --agent) agent=$2 ;; --attempt) attempt=$2 ;; --region) region=$2 ;;
-    --output) output=$2 ;; --tailscale-device) device=$2 ;; *) echo "what is $1?" >&2; exit 2 ;;
-  esac
-  shift 2
-done
-server=$SITE/servers/$(printf '%s %s' "$job" "$attempt" | sha256sum | cut -c1-32)
-case $verb in
-  create)
-    : "${HCLOUD_TOKEN:?}" "${TAILSCALE_OAUTH_CLIENT_ID:?}" "${TAILSCALE_OAUTH_CLIENT_SECRET:?}" "${agent:?}" "${region:?}"
-    echo "$job" >"$server"
-    { echo "server_id=42"; echo "server_name=mp-1"; echo "server_ip=192.0.2.7"; } >>"$output"
-    if [[ -e $SITE/enrolment-fails ]]; then echo "tailscale: the key is not valid" >&2; exit 1; fi
-    { echo "tailscale_device_id=d1"; echo "tailscale_ip=100.64.0.7"; } >>"$output"
-    ;;
-  destroy) : "${HCLOUD_TOKEN:?}"; rm -f "$server" ;;
-esac
-"#;
+/// The program itself, where the workflow has built it.
+const MILEPOST: &str = concat!("#!/bin/sh\nexec '", env!("CARGO_BIN_EXE_milepost"), "' \"$@\"\n");
 
 /// Stands in for Ansible.
 const ANSIBLE: &str = r#"#!/usr/bin/env bash
@@ -76,11 +57,12 @@ echo 'PLAY RECAP *****'
 echo '192.0.2.7 : ok=7 changed=3 unreachable=0 failed=0'
 "#;
 
-/// A server, GitHub, and the line between its runs and the server.
+/// A server, GitHub, the line between its runs and the server, and where machines are made.
 struct World {
     server: Server,
     github: Github,
     line: Line,
+    clouds: Clouds,
 }
 
 impl World {
@@ -92,7 +74,7 @@ impl World {
         env.push(("MILEPOST_RETRY_DELAYS", "600".to_owned()));
         let server = Server::with(Options { env, ..Options::default() }).await;
         line.leads_to(&server.url());
-        Self { server, github, line }
+        Self { server, github, line, clouds: Clouds::start().await }
     }
 
     fn client(&self) -> Client {
@@ -113,18 +95,22 @@ impl World {
     fn machine(&self, run: &Run) -> Machine {
         let secrets = json!({
             "MILEPOST_CALLBACK_SECRET": self.server.ready("callback_secret"),
-            "HCLOUD_TOKEN": "hcloud-test-token",
-            "TAILSCALE_OAUTH_CLIENT_ID": "id",
-            "TAILSCALE_OAUTH_CLIENT_SECRET": "secret",
+            "HCLOUD_TOKEN": hetzner::TOKEN,
+            "TAILSCALE_OAUTH_CLIENT_ID": tailscale::CLIENT_ID,
+            "TAILSCALE_OAUTH_CLIENT_SECRET": tailscale::CLIENT_SECRET,
             "AGENT_SSH_PRIVATE_KEY": "a key\nof two lines",
         });
         let mut runner = Runner::new(WORKFLOW, run.inputs.clone(), secrets);
         assert_eq!(runner.run_name(), run.name, "the name a run is looked for by");
         let site = Site(tempfile::tempdir().unwrap());
-        std::fs::create_dir(site.path("servers")).unwrap();
         runner.env.extend(HASTE.iter().map(|(name, value)| ((*name).into(), (*value).into())));
         runner.env.insert("SITE".to_owned(), site.path("").display().to_string());
-        write_program(&runner.path("built"), MILEPOST_VM);
+        // Its secrets come from the repository, as on GitHub.
+        let addresses = self.clouds.env().into_iter();
+        let addresses =
+            addresses.filter(|(name, _)| name.ends_with("ENDPOINT") || name.ends_with("URL"));
+        runner.env.extend(addresses.map(|(name, value)| (name.to_owned(), value)));
+        write_program(&runner.path("built"), MILEPOST);
         runner.install("ansible-playbook", ANSIBLE);
         runner.install("pipx", "#!/bin/sh\n[ \"$1\" = install ]\n");
         self.github.change(run.id, |run| "in_progress".clone_into(&mut run.status));
@@ -145,6 +131,11 @@ impl World {
             (state["status"] == status).then_some(state)
         })
         .await
+    }
+
+    /// The machines that are there.
+    fn servers(&self) -> usize {
+        self.clouds.hetzner.state().servers.len()
     }
 
     /// The names of the callbacks that were answered with 200, heartbeats left out.
@@ -174,10 +165,6 @@ impl Site {
     fn says(&self, what: &str) {
         std::fs::write(self.path(what), "").unwrap();
     }
-
-    fn servers(&self) -> usize {
-        std::fs::read_dir(self.path("servers")).unwrap().count()
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,19 +176,19 @@ async fn a_run_that_goes_well_ends_with_a_server_and_a_job_that_succeeded() {
     assert_eq!(finished.conclusion, "success", "{}", finished.log);
     assert_eq!(world.taken(), CALLBACKS);
     assert!(world.line.heard().iter().any(|(name, _)| name == "heartbeat"));
-    assert_eq!(site.servers(), 1);
+    assert_eq!(world.clouds.leftovers(), ["server 42", "device n2CNTRL"]);
     let state = world.job_is(&job, "succeeded").await;
     assert_eq!(state["timeline"][0]["workflow_run_id"], run.id.to_string());
     let instance = world.client().read(&format!("/api/agents/{agent}/instance")).await;
     let instance = &instance["instance"];
     assert_eq!(text(instance, "server_id"), "42");
-    assert_eq!(text(instance, "tailscale_ip"), "100.64.0.7");
+    assert_eq!(text(instance, "tailscale_ip"), "100.64.0.2");
     // Ansible was called as it should be, with this server and nothing else.
     let inventory = std::fs::read_to_string(site.path("inventory")).unwrap();
-    assert!(inventory.starts_with("[target]\n192.0.2.7 "), "{inventory}");
+    assert!(inventory.starts_with("[target]\n192.0.2.42 "), "{inventory}");
     let arguments = std::fs::read_to_string(site.path("ansible-arguments")).unwrap();
     assert!(arguments.contains("StrictHostKeyChecking=accept-new"), "{arguments}");
-    assert!(!finished.log.contains("hcloud-test-token"));
+    assert!(!finished.log.contains("hunter"));
     world.github.check();
 }
 
@@ -228,9 +215,9 @@ async fn when_ansible_fails_the_server_is_undone_and_the_job_has_its_words() {
     let (_, job, run) = world.dispatched().await;
     let machine = world.machine(&run);
     machine.site.says("ansible-fails");
-    let (finished, site) = world.play(machine, &run).await;
+    let (finished, _) = world.play(machine, &run).await;
     assert_eq!(finished.conclusion, "failure");
-    assert_eq!(site.servers(), 0, "{}", finished.log);
+    assert_eq!(world.clouds.leftovers(), [""; 0], "{}", finished.log);
     assert_eq!(world.taken(), ["started", "vm_created", "ansible_started", "failed"]);
     let state = world.job_is(&job, "retry_scheduled").await;
     let attempt = &state["timeline"][0];
@@ -243,17 +230,18 @@ async fn when_ansible_fails_the_server_is_undone_and_the_job_has_its_words() {
 async fn when_the_server_does_not_join_it_is_undone() {
     let world = World::start().await;
     let (_, job, run) = world.dispatched().await;
-    let machine = world.machine(&run);
-    machine.site.says("enrolment-fails");
-    let (finished, site) = world.play(machine, &run).await;
+    let mut machine = world.machine(&run);
+    machine.runner.env.insert("MILEPOST_ENROL_TIMEOUT".to_owned(), "0".to_owned());
+    world.clouds.tailscale.state().nobody_joins = true;
+    let (finished, _) = world.play(machine, &run).await;
     assert_eq!(finished.conclusion, "failure");
     assert_eq!(finished.outcomes["Undo what was created"], "success", "{}", finished.log);
-    assert_eq!(site.servers(), 0);
+    assert_eq!(world.clouds.leftovers(), [""; 0]);
     assert_eq!(world.taken(), ["started", "failed"]);
     let state = world.job_is(&job, "retry_scheduled").await;
     let attempt = &state["timeline"][0];
     assert_eq!(attempt["failed_step"], "provision");
-    assert!(text(attempt, "error_message").contains("tailscale: the key is not valid"));
+    assert!(text(attempt, "error_message").contains("tailnet"), "{attempt}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -274,10 +262,10 @@ async fn cancelling_a_job_cancels_its_run_which_undoes_its_server() {
         .await;
         cancel.cancel();
     };
-    let ((finished, site), ()) = tokio::join!(world.play(machine, &run), cancelling);
+    let ((finished, _), ()) = tokio::join!(world.play(machine, &run), cancelling);
     assert_eq!(finished.conclusion, "cancelled");
     assert_eq!(finished.outcomes["Configure the agent"], "cancelled");
-    assert_eq!(site.servers(), 0, "{}", finished.log);
+    assert_eq!(world.servers(), 0, "{}", finished.log);
     world.job_is(&job, "cancelled").await;
     let events = world.client().events().await;
     let of = |kind: &str| events.iter().find(|it| it["type"] == kind).map(|it| it["data"].clone());
@@ -293,10 +281,10 @@ async fn an_attempt_that_is_over_stops_at_the_gate_and_creates_nothing() {
     let (_, job, run) = world.dispatched().await;
     world.client().post(&format!("/api/jobs/{job}/cancel"), &json!({})).await;
     let machine = world.machine(&run);
-    let (finished, site) = world.play(machine, &run).await;
+    let (finished, _) = world.play(machine, &run).await;
     assert_eq!(finished.conclusion, "failure");
     assert_eq!(finished.outcomes["Create the server"], "skipped", "{}", finished.log);
-    assert_eq!(site.servers(), 0);
+    assert_eq!(world.servers(), 0);
     assert_eq!(world.line.heard(), [("started".to_owned(), 409)]);
 }
 
@@ -310,10 +298,10 @@ async fn a_server_that_answers_nothing_at_any_callback_changes_nothing_about_the
             world.line.falls_silent(Silence { at, lasts, delivers });
             let (_, job, run) = world.dispatched().await;
             let machine = world.machine(&run);
-            let (finished, site) = world.play(machine, &run).await;
+            let (finished, _) = world.play(machine, &run).await;
             let what = format!("{at}, delivered: {delivers}: {}", finished.log);
             assert_eq!(finished.conclusion, "success", "{what}");
-            assert_eq!(site.servers(), 1, "{what}");
+            assert_eq!(world.servers(), 1, "{what}");
             assert!(world.line.heard().contains(&(at.to_owned(), 0)), "{what}");
             world.job_is(&job, "succeeded").await;
             let events = world.client().events().await;
@@ -342,9 +330,9 @@ async fn a_server_that_is_away_at_the_end_hears_of_the_success_when_it_is_back()
     world.server.kill().await;
     world.server.restart().await;
     line.comes_up();
-    let (finished, site) = tokio::time::timeout(PATIENCE, playing).await.unwrap().unwrap();
+    let (finished, _) = tokio::time::timeout(PATIENCE, playing).await.unwrap().unwrap();
     assert_eq!(finished.conclusion, "success", "{}", finished.log);
-    assert_eq!(site.servers(), 1, "a server that runs is not deleted");
+    assert_eq!(world.servers(), 1, "a server that runs is not deleted");
     world.github.complete(run.id, "success");
     world.job_is(&job, "succeeded").await;
 }
@@ -356,9 +344,9 @@ async fn a_success_that_is_never_heard_of_is_found_by_asking_github() {
     let mut machine = world.machine(&run);
     machine.runner.env.insert("MILEPOST_DONE_FOR".to_owned(), "1".to_owned());
     world.line.goes_down_at("done");
-    let (finished, site) = world.play(machine, &run).await;
+    let (finished, _) = world.play(machine, &run).await;
     assert_eq!(finished.conclusion, "success", "{}", finished.log);
-    assert_eq!(site.servers(), 1, "a server that runs is not deleted");
+    assert_eq!(world.servers(), 1, "a server that runs is not deleted");
     world.job_is(&job, "succeeded").await;
     let instance = world.client().read(&format!("/api/agents/{agent}/instance")).await;
     assert_eq!(instance["instance"]["status"], "running");
@@ -386,14 +374,19 @@ async fn a_jobs_id_is_never_code() {
         run.name = format!("provision {hostile} attempt 1");
         let machine = world.machine(&run);
         let (finished, _) = world.play(machine, &run).await;
-        // It belongs to no job, which stops no old workflow: it goes its way as any other.
-        assert_eq!(finished.conclusion, "success", "{hostile}: {}", finished.log);
+        // It belongs to no job, which stops no old workflow; but no server has such a name.
+        assert_eq!(
+            finished.outcomes["Create the server"], "failure",
+            "{hostile}: {}",
+            finished.log
+        );
+        assert_eq!(world.servers(), 0, "{hostile}");
         assert!(!target.exists(), "{hostile}");
         let events = world.client().events().await;
         let kept = events
             .iter()
             .filter(|it| it["data"]["job_id"] == hostile && it["type"] == "CallbackRejected");
-        assert!(kept.count() >= CALLBACKS.len(), "{hostile}: its bodies say what it is");
+        assert!(kept.count() >= 2, "{hostile}: its bodies say what it is");
     }
 }
 
