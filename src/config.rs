@@ -211,10 +211,10 @@ impl Github {
             repository: given("MILEPOST_GITHUB_REPOSITORY"),
             workflow: or("MILEPOST_GITHUB_WORKFLOW", github::WORKFLOW),
             reference: or("MILEPOST_GITHUB_REF", github::REFERENCE),
-            token: given("MILEPOST_GITHUB_TOKEN"),
+            token: given("MILEPOST_GITHUB_TOKEN").map(Sensitive::new),
             app_id: given("MILEPOST_GITHUB_APP_ID"),
             app_installation_id: given("MILEPOST_GITHUB_APP_INSTALLATION_ID"),
-            app_private_key: given("MILEPOST_GITHUB_APP_PRIVATE_KEY"),
+            app_private_key: given("MILEPOST_GITHUB_APP_PRIVATE_KEY").map(Sensitive::new),
             timeout: seconds("MILEPOST_GITHUB_TIMEOUT", github::ANSWER_TIMEOUT),
         };
         Self {
@@ -226,7 +226,10 @@ impl Github {
     }
 
     fn secrets(&self) -> impl Iterator<Item = &str> {
-        [&self.settings.token, &self.settings.app_private_key].into_iter().flatten().map(|it| &**it)
+        [&self.settings.token, &self.settings.app_private_key]
+            .into_iter()
+            .flatten()
+            .map(Sensitive::expose)
     }
 }
 

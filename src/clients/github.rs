@@ -20,6 +20,8 @@ use rustls_pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::Sensitive;
+
 /// Where the API is unless told otherwise.
 pub const API_URL: &str = "https://api.github.com";
 
@@ -72,13 +74,13 @@ pub struct Settings {
     /// The branch or tag it is taken from.
     pub reference: String,
     /// A token that may write actions.
-    pub token: Option<String>,
+    pub token: Option<Sensitive>,
     /// A GitHub App's id, or client id.
     pub app_id: Option<String>,
     /// The id of its installation.
     pub app_installation_id: Option<String>,
     /// Its private key, PEM.
-    pub app_private_key: Option<String>,
+    pub app_private_key: Option<Sensitive>,
     /// How long an answer may take.
     pub timeout: Duration,
 }
@@ -429,6 +431,9 @@ impl Github {
 fn credentials(settings: &Settings) -> Result<Credentials, String> {
     let mut wrong = Vec::new();
     let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+    let secret = |value: &Option<Sensitive>| {
+        value.as_ref().map(Sensitive::expose).filter(|text| !text.is_empty()).map(str::to_owned)
+    };
     match given(&settings.repository) {
         None => wrong.push("MILEPOST_GITHUB_REPOSITORY is not set"),
         Some(name) if !is_repository(&name) => {
@@ -443,9 +448,9 @@ fn credentials(settings: &Settings) -> Result<Credentials, String> {
     let app = (
         given(&settings.app_id),
         given(&settings.app_installation_id),
-        given(&settings.app_private_key),
+        secret(&settings.app_private_key),
     );
-    match (given(&settings.token), app) {
+    match (secret(&settings.token), app) {
         (Some(token), _) => credentials = Some(Credentials::Token(token)),
         (None, (Some(id), Some(installation), Some(key))) => {
             match (installation.parse(), read_key(&key)) {
@@ -571,7 +576,7 @@ mod tests {
 
     fn settings() -> Settings {
         let repository = Some("milepost-dev/milepost".to_owned());
-        Settings { repository, token: Some("t".to_owned()), ..Settings::default() }
+        Settings { repository, token: Some(Sensitive::new("t")), ..Settings::default() }
     }
 
     fn wrong(change: impl FnOnce(&mut Settings)) -> String {
@@ -618,7 +623,7 @@ mod tests {
                 it.token = None;
                 it.app_id = Some("7".to_owned());
                 it.app_installation_id = Some("8".to_owned());
-                it.app_private_key = Some(key.to_owned());
+                it.app_private_key = Some(Sensitive::new(key));
             })
         };
         assert!(app("no key").contains("MILEPOST_GITHUB_APP_PRIVATE_KEY"));
