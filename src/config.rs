@@ -61,9 +61,65 @@ pub struct Config {
     pub dispatcher: Dispatcher,
     /// `MILEPOST_GITHUB_…`: see [`Github`]. Looked at when a job is dispatched, not before.
     pub github: Github,
-    /// `MILEPOST_RETRY_DELAYS`, `MILEPOST_SILENCE`, `MILEPOST_ATTEMPT`, `MILEPOST_LEASE`, in
-    /// seconds; the defaults are the product's promise (60,300,900; 900; 1800; 120).
+    /// `MILEPOST_RETRY_DELAYS`, `MILEPOST_SILENCE`, `MILEPOST_ATTEMPT`, `MILEPOST_LEASE`,
+    /// `MILEPOST_CLEAN_UP`, in seconds; the defaults are the product's promise (60,300,900; 900;
+    /// 1800; 120; 120).
     pub limits: Limits,
+    /// The accounts that servers are made in, and how they are kept tidy: see [`Cloud`]. Without
+    /// `HCLOUD_TOKEN` nothing is undone here.
+    pub cloud: Option<Cloud>,
+}
+
+/// How often servers and devices are looked through, in seconds.
+pub const RECONCILE_SECONDS: u64 = 600;
+
+/// How this server undoes what attempts leave behind.
+#[derive(Clone, Debug)]
+pub struct Cloud {
+    /// `HCLOUD_TOKEN`, `TAILSCALE_…`: the accounts.
+    pub accounts: CloudAccounts,
+    /// `MILEPOST_RECONCILE`, in seconds, default 600: how often all servers and devices are
+    /// compared with the log. Three requests each time, of 3,600 an hour.
+    pub reconcile: Duration,
+    /// `MILEPOST_REMOVE_ORPHANS`, default `false`: whether those that serve nobody are removed
+    /// without being told so, where nothing about them is uncertain.
+    pub remove_orphans: bool,
+}
+
+impl Cloud {
+    /// Reads the settings; `None` without `HCLOUD_TOKEN`. What is wrong with them goes to `wrong`.
+    pub fn from_env(
+        get: &impl Fn(&str) -> Option<String>,
+        wrong: &mut Vec<String>,
+    ) -> Option<Self> {
+        get("HCLOUD_TOKEN").filter(|token| !token.trim().is_empty())?;
+        let reconcile = match get("MILEPOST_RECONCILE") {
+            None => Duration::from_secs(RECONCILE_SECONDS),
+            Some(text) => {
+                let seconds = text.trim().parse().ok();
+                let given = seconds.and_then(|it| Duration::try_from_secs_f64(it).ok());
+                given.unwrap_or_else(|| {
+                    wrong.push(format!("MILEPOST_RECONCILE: {text} is no number of seconds"));
+                    Duration::from_secs(RECONCILE_SECONDS)
+                })
+            }
+        };
+        let remove_orphans = match get("MILEPOST_REMOVE_ORPHANS").as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => {
+                wrong.push(format!("MILEPOST_REMOVE_ORPHANS: {other} is neither true nor false"));
+                false
+            }
+        };
+        match CloudAccounts::from_env(get) {
+            Ok(accounts) => Some(Self { accounts, reconcile, remove_orphans }),
+            Err(error) => {
+                wrong.extend(error.0);
+                None
+            }
+        }
+    }
 }
 
 /// The type of an agent's server.
@@ -140,6 +196,10 @@ impl CloudAccounts {
         let missing = required.iter().filter(|(name, _)| !is_set(name));
         let missing: Vec<_> = missing.map(|(name, what)| format!("{name}: {what}")).collect();
         if missing.is_empty() { Ok(Self::read(&get)) } else { Err(ConfigError(missing)) }
+    }
+
+    fn secrets(&self) -> impl Iterator<Item = &str> {
+        [&self.hcloud_token, &self.tailscale.client_secret].into_iter().map(Sensitive::expose)
     }
 
     /// The accounts without their secrets, to show what would be sent.
@@ -283,6 +343,7 @@ impl Config {
         let rules = rules(&callback_secrets, accept)
             .map_err(|error| wrong.push(format!("MILEPOST_CALLBACK_SECRETS: {error}")));
         let limits = limits(&get, &mut wrong);
+        let cloud = Cloud::from_env(&get, &mut wrong);
         let redact = list(&get("MILEPOST_REDACT").unwrap_or_default());
         match (listen, rules) {
             (Ok(listen), Ok(rules)) if wrong.is_empty() => Ok(Self {
@@ -295,8 +356,25 @@ impl Config {
                 dispatcher,
                 github: Github::from_env(&get),
                 limits,
+                cloud,
             }),
             _ => Err(ConfigError(wrong)),
+        }
+    }
+
+    /// The settings of a tool that reads and writes the log of a database, and serves nobody.
+    pub fn of_tool(database_url: String) -> Self {
+        Self {
+            database_url,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            public_url: String::new(),
+            callback_secrets: Vec::new(),
+            rules: Rules { secrets: Vec::new(), accept_x_signature: false },
+            redact: Vec::new(),
+            dispatcher: Dispatcher::None,
+            github: Github::default(),
+            limits: Limits::default(),
+            cloud: None,
         }
     }
 
@@ -318,7 +396,8 @@ impl Config {
     /// Everything that must never enter the log.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         let own = self.callback_secrets.iter().chain(&self.redact).map(String::as_str);
-        own.chain(self.github.secrets())
+        let cloud = self.cloud.iter().flat_map(|cloud| cloud.accounts.secrets());
+        own.chain(self.github.secrets()).chain(cloud)
     }
 }
 
@@ -346,6 +425,7 @@ pub fn limits(get: &impl Fn(&str) -> Option<String>, wrong: &mut Vec<String>) ->
         ("MILEPOST_SILENCE", &mut limits.silence),
         ("MILEPOST_ATTEMPT", &mut limits.attempt),
         ("MILEPOST_LEASE", &mut limits.lease),
+        ("MILEPOST_CLEAN_UP", &mut limits.clean_up),
     ] {
         if let Some([value]) = seconds(name).as_deref() {
             *limit = *value;

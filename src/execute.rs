@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
+use milepost_projections::compensation::orphan_stream;
 use milepost_projections::job::job_of;
 use milepost_projections::node::{address_stream, node_of};
 use milepost_projections::{Agent, Job, Node, NodeStatus, Queue};
@@ -322,6 +323,37 @@ pub async fn read_queue(log: &Log) -> Result<(u32, Queue), ExecuteError> {
     Ok((latest.version, Queue::after(&recorded)))
 }
 
+/// Records a fact of which its stream holds one; whether it is new.
+///
+/// # Errors
+/// [`ExecuteError`]; it is not in the log then, unless the log was `Unavailable`.
+pub async fn record_once(
+    app: &App,
+    event: Event,
+    metadata: impl Into<Arc<Metadata>>,
+) -> Result<bool, ExecuteError> {
+    let (metadata, deadline) = (metadata.into(), command_deadline());
+    let (stream, code) = (stream_of(&event), event.event_type().code());
+    for _ in 0..CONFLICTS_MAX {
+        let known = app.log.read_streams(&[stream]).await?;
+        if known.iter().any(|known| known.code == code) {
+            return Ok(false);
+        }
+        let version = known.last().map_or(0, |known| known.version);
+        let decision = Decision {
+            events: vec![(stream, event.clone())],
+            expected: vec![(stream, Expected::Version(version))],
+            metadata: Arc::clone(&metadata),
+            queue: None,
+        };
+        match app.log.append(decision, deadline).await {
+            Err(AppendError::Conflict(_)) => {}
+            appended => return Ok(appended.map(|_| true)?),
+        }
+    }
+    Err(ExecuteError::Unavailable)
+}
+
 /// Appends what an order to one stream does; the other streams it begins are new.
 async fn order(
     app: &App,
@@ -461,6 +493,9 @@ fn stream_of(event: &Event) -> StreamId {
         Event::InstanceRequested(event) => event.instance_id.stream(),
         Event::InstanceStarted(event) => event.instance_id.stream(),
         Event::NodeAddressTaken(event) => address_stream(&event.address),
+        Event::InstanceServerMissing(event) => event.instance_id.stream(),
+        Event::OrphanFound(event) => orphan_stream(event.resource, &event.resource_id),
+        Event::OrphanRemoved(event) => orphan_stream(event.resource, &event.resource_id),
         Event::QueuePaused(_) | Event::QueueResumed(_) => StreamId::QUEUE,
         other => match (job_of(other), node_of(other)) {
             (Some(job), _) => job.stream(),

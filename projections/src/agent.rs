@@ -84,6 +84,12 @@ impl Agent {
             | Event::NodeDecommissionEnded(_)
             | Event::NodeAddressTaken(_)
             | Event::QueuePaused(_)
+            | Event::CompensationRequested(_)
+            | Event::CompensationStepTaken(_)
+            | Event::CompensationCompleted(_)
+            | Event::OrphanFound(_)
+            | Event::OrphanRemoved(_)
+            | Event::InstanceServerMissing(_)
             | Event::QueueResumed(_) => return,
         }
         agent.updated_at = at;

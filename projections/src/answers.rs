@@ -3,10 +3,12 @@
 use core::net::IpAddr;
 
 use jiff::Timestamp;
+use milepost_schemas::event::Resource;
 use milepost_schemas::{AgentId, InstanceId, JobId, NodeId, Position};
 use serde::Serialize;
 
 use crate::board::InstanceStatus;
+use crate::compensation::Compensation;
 use crate::job::{AttemptState, Job, JobStatus, RunningTask};
 use crate::steps::{COUNT, NODE_LABELS, Progress, Step};
 use crate::{Agent, Board, NodeRow, NodeStatus, Subject};
@@ -133,6 +135,8 @@ pub struct InstanceBody {
     pub tailscale_ip: Option<String>,
     /// The server facts a finished workflow left out.
     pub missing: Vec<String>,
+    /// Since when it is known that the server is not there any more.
+    pub server_missing_since: Option<Timestamp>,
     /// When it was ordered.
     pub created_at: Timestamp,
     /// When it last changed.
@@ -189,6 +193,7 @@ impl InstanceBody {
             server_ip: server.map(|server| server.server_ip.clone()),
             tailscale_ip: server.map(|server| server.tailscale_ip.clone()),
             missing: instance.missing.clone(),
+            server_missing_since: instance.server_missing_since,
             created_at: instance.created_at,
             updated_at: job.updated_at,
             running_since: instance.running_since,
@@ -337,8 +342,71 @@ pub struct AttemptAnswer {
     pub retry_at: Option<Timestamp>,
     /// The task its tool is at, or was at last.
     pub task: Option<TaskAnswer>,
+    /// The undoing of what it made; `null` where nothing is to be undone.
+    pub compensation: Option<CompensationAnswer>,
     /// The five steps.
     pub steps: [Step; COUNT],
+}
+
+/// The undoing of what an attempt made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CompensationAnswer {
+    /// `waiting` for its first try, `failed` where a try left something, or `completed`.
+    pub status: &'static str,
+    /// How often it was tried.
+    pub tries: u32,
+    /// When it is tried next; `null` once it is completed.
+    pub next_try_at: Option<Timestamp>,
+    /// When it was completed.
+    pub completed_at: Option<Timestamp>,
+    /// Each thing, and what came of it last.
+    pub resources: Vec<UndoAnswer>,
+}
+
+/// One thing that an attempt made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UndoAnswer {
+    /// `server`, `device` or `key`.
+    pub resource: &'static str,
+    /// Which; `null` where nobody could be asked.
+    pub id: Option<String>,
+    /// `waiting`, `removed`, `already_gone`, `kept` or `failed`.
+    pub outcome: &'static str,
+    /// Why.
+    pub detail: Option<String>,
+}
+
+impl CompensationAnswer {
+    fn of(undoing: &Compensation, run_over: bool) -> Self {
+        let open = undoing.is_open();
+        let status = match (open, undoing.next_try_at) {
+            (false, _) => "completed",
+            (true, None) => "waiting",
+            (true, Some(_)) => "failed",
+        };
+        let tried = undoing.steps.iter().map(|step| UndoAnswer {
+            resource: step.resource.as_str(),
+            id: step.resource_id.clone(),
+            outcome: step.outcome.as_str(),
+            detail: step.detail.clone(),
+        });
+        let untried = undoing.server_ids.iter().filter(|id| open && !undoing.has_tried(id));
+        let waiting = untried.map(|id| UndoAnswer {
+            resource: Resource::Server.as_str(),
+            id: Some(id.clone()),
+            outcome: "waiting",
+            detail: None,
+        });
+        Self {
+            status,
+            tries: undoing.tries,
+            // As soon as may be, once the run is over.
+            next_try_at: Some(undoing.due_at(run_over))
+                .filter(|due_at| open && *due_at > Timestamp::MIN),
+            completed_at: undoing.completed_at,
+            resources: waiting.chain(tried).collect(),
+        }
+    }
 }
 
 /// A task of an attempt's tool.
@@ -416,6 +484,10 @@ impl AttemptAnswer {
             server_id: failure.and_then(|failure| failure.server_id.clone()),
             retry_at: attempt.retry_at,
             task: attempt.task.as_ref().map(TaskAnswer::of),
+            compensation: attempt
+                .compensation
+                .as_ref()
+                .map(|it| CompensationAnswer::of(it, attempt.run.is_over())),
             steps: labelled(job, attempt.progress.steps()),
         }
     }

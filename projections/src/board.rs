@@ -62,6 +62,8 @@ pub struct Instance {
     pub server: Option<Server>,
     /// What the workflow left out of it.
     pub missing: Vec<String>,
+    /// Since when it is known that the server is not there any more.
+    pub server_missing_since: Option<Timestamp>,
 }
 
 /// One row of the board.
@@ -114,6 +116,7 @@ impl Board {
                     running_since: None,
                     server: None,
                     missing: Vec::new(),
+                    server_missing_since: None,
                 });
             }
             Event::InstanceStarted(event) => {
@@ -123,6 +126,13 @@ impl Board {
                     instance.running_since = Some(recorded.recorded_at);
                     instance.server.clone_from(&event.server);
                     instance.missing.clone_from(&event.missing);
+                }
+            }
+            Event::InstanceServerMissing(event) => {
+                if let Some(instance) =
+                    self.instance.as_mut().filter(|it| it.id == event.instance_id)
+                {
+                    instance.server_missing_since = Some(recorded.recorded_at);
                 }
             }
             Event::JobQueued(event) => {
@@ -145,7 +155,10 @@ impl Board {
             | Event::TaskStarted(_)
             | Event::JobPriorityChanged(_)
             | Event::WorkflowRunObserved(_)
-            | Event::WorkflowRunCancelRequested(_) => {
+            | Event::WorkflowRunCancelRequested(_)
+            | Event::CompensationRequested(_)
+            | Event::CompensationStepTaken(_)
+            | Event::CompensationCompleted(_) => {
                 if self.job.as_ref().map(|job| job.id) == job_of(recorded.event) {
                     Job::apply(&mut self.job, recorded);
                 }
@@ -161,6 +174,8 @@ impl Board {
             | Event::NodeDecommissionEnded(_)
             | Event::NodeAddressTaken(_)
             | Event::QueuePaused(_)
+            | Event::OrphanFound(_)
+            | Event::OrphanRemoved(_)
             | Event::QueueResumed(_) => return,
         }
         self.position = recorded.position;
@@ -192,6 +207,10 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         Event::WorkflowRunCancelRequested(event) => event.agent_id,
         Event::InstanceRequested(event) => Some(event.agent_id),
         Event::InstanceStarted(event) => Some(event.agent_id),
+        Event::CompensationRequested(event) => Some(event.agent_id),
+        Event::CompensationStepTaken(event) => Some(event.agent_id),
+        Event::CompensationCompleted(event) => Some(event.agent_id),
+        Event::InstanceServerMissing(event) => Some(event.agent_id),
         Event::JobLogRecorded(_)
         | Event::CallbackRejected(_)
         | Event::NodeRegistered(_)
@@ -203,6 +222,8 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         | Event::NodeDecommissionEnded(_)
         | Event::NodeAddressTaken(_)
         | Event::QueuePaused(_)
+        | Event::OrphanFound(_)
+        | Event::OrphanRemoved(_)
         | Event::QueueResumed(_) => None,
     }
 }
@@ -212,7 +233,7 @@ pub struct Boards;
 
 impl Projection for Boards {
     const NAME: &'static str = "board";
-    const VERSION: i16 = 2;
+    const VERSION: i16 = 3;
     type State = Board;
 
     fn key(event: &Event) -> Option<Uuid> {

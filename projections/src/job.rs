@@ -8,6 +8,7 @@ use milepost_schemas::{Attempt, Event, JobId, Position};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::compensation::Compensation;
 use crate::steps::Progress;
 use crate::{Projection, Recorded, Subject};
 
@@ -131,6 +132,9 @@ pub struct AttemptState {
     /// What its dispatcher said of it.
     #[serde(default)]
     pub run: RunState,
+    /// The undoing of what it made, once it serves no more.
+    #[serde(default)]
+    pub compensation: Option<Compensation>,
 }
 
 /// What an attempt's dispatcher said of its dispatch and of its run.
@@ -146,6 +150,13 @@ pub struct RunState {
     pub cancel_requests: u32,
     /// Whether it said that it will.
     pub cancel_accepted: bool,
+}
+
+impl RunState {
+    /// Whether its run has ended: it makes nothing more.
+    pub fn is_over(&self) -> bool {
+        self.seen.as_ref().is_some_and(|(_, status)| status == "completed")
+    }
 }
 
 impl AttemptState {
@@ -165,6 +176,7 @@ impl AttemptState {
             retry_at: None,
             run: RunState::default(),
             task: None,
+            compensation: None,
         }
     }
 }
@@ -410,6 +422,21 @@ impl Job {
                 }
             }
             Event::JobPriorityChanged(event) => self.priority = event.priority,
+            Event::CompensationRequested(event) => {
+                if let Some(attempt) = self.numbered(event.attempt) {
+                    Compensation::request(&mut attempt.compensation, event);
+                }
+            }
+            Event::CompensationStepTaken(event) => {
+                if let Some(undone) = self.compensation(event.attempt) {
+                    undone.step(event);
+                }
+            }
+            Event::CompensationCompleted(event) => {
+                if let Some(undone) = self.compensation(event.attempt) {
+                    undone.complete(at);
+                }
+            }
             Event::JobQueued(_)
             | Event::AgentCreated(_)
             | Event::ProvisioningRequested(_)
@@ -428,6 +455,9 @@ impl Job {
             | Event::NodeDecommissionEnded(_)
             | Event::NodeAddressTaken(_)
             | Event::QueuePaused(_)
+            | Event::OrphanFound(_)
+            | Event::OrphanRemoved(_)
+            | Event::InstanceServerMissing(_)
             | Event::QueueResumed(_) => return,
         }
         self.updated_at = at;
@@ -470,6 +500,10 @@ impl Job {
 
     fn numbered(&mut self, number: Attempt) -> Option<&mut AttemptState> {
         self.attempts.iter_mut().find(|attempt| attempt.number == number)
+    }
+
+    fn compensation(&mut self, number: Attempt) -> Option<&mut Compensation> {
+        self.numbered(number)?.compensation.as_mut()
     }
 
     fn hear(&mut self, at: Timestamp) {
@@ -563,7 +597,7 @@ pub struct Jobs;
 
 impl Projection for Jobs {
     const NAME: &'static str = "jobs";
-    const VERSION: i16 = 2;
+    const VERSION: i16 = 3;
     type State = Option<Job>;
 
     fn key(event: &Event) -> Option<Uuid> {
@@ -598,6 +632,9 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         Event::WorkflowRunCancelRequested(event) => Some(event.job_id),
         Event::JobPriorityChanged(event) => Some(event.job_id),
         Event::TaskStarted(event) => Some(event.job_id),
+        Event::CompensationRequested(event) => Some(event.job_id),
+        Event::CompensationStepTaken(event) => Some(event.job_id),
+        Event::CompensationCompleted(event) => Some(event.job_id),
         // What a job prints has a stream of its own.
         Event::JobLogRecorded(_)
         | Event::AgentCreated(_)
@@ -616,6 +653,9 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         | Event::NodeDecommissionEnded(_)
         | Event::NodeAddressTaken(_)
         | Event::QueuePaused(_)
+        | Event::OrphanFound(_)
+        | Event::OrphanRemoved(_)
+        | Event::InstanceServerMissing(_)
         | Event::QueueResumed(_) => None,
     }
 }

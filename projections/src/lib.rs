@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod answers;
 pub mod board;
+pub mod compensation;
 pub mod job;
 pub mod job_log;
 pub mod node;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 
 pub use agent::Agent;
 pub use board::Board;
+pub use compensation::{Compensation, Compensations, OpenCompensations};
 pub use job::{Job, JobStatus};
 pub use job_log::JobLog;
 pub use node::{Node, NodeRow, NodeStatus};

@@ -117,6 +117,12 @@ impl Node {
             | Event::InstanceStarted(_)
             | Event::CallbackRejected(_)
             | Event::QueuePaused(_)
+            | Event::CompensationRequested(_)
+            | Event::CompensationStepTaken(_)
+            | Event::CompensationCompleted(_)
+            | Event::OrphanFound(_)
+            | Event::OrphanRemoved(_)
+            | Event::InstanceServerMissing(_)
             | Event::QueueResumed(_) => return,
         }
         node.updated_at = at;
@@ -195,6 +201,12 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         | Event::CallbackRejected(_)
         | Event::JobLogRecorded(_)
         | Event::QueuePaused(_)
+        | Event::CompensationRequested(_)
+        | Event::CompensationStepTaken(_)
+        | Event::CompensationCompleted(_)
+        | Event::OrphanFound(_)
+        | Event::OrphanRemoved(_)
+        | Event::InstanceServerMissing(_)
         | Event::QueueResumed(_) => None,
     }
 }
@@ -209,7 +221,7 @@ pub struct Nodes;
 
 impl Projection for Nodes {
     const NAME: &'static str = "nodes";
-    const VERSION: i16 = 1;
+    const VERSION: i16 = 2;
     type State = NodeRow;
 
     fn key(event: &Event) -> Option<Uuid> {

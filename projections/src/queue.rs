@@ -65,7 +65,13 @@ impl Queue {
             | Event::NodeDecommissionRequested(_)
             | Event::NodeDecommissioned(_)
             | Event::NodeDecommissionEnded(_)
-            | Event::NodeAddressTaken(_) => None,
+            | Event::NodeAddressTaken(_)
+            | Event::CompensationRequested(_)
+            | Event::CompensationStepTaken(_)
+            | Event::CompensationCompleted(_)
+            | Event::OrphanFound(_)
+            | Event::OrphanRemoved(_)
+            | Event::InstanceServerMissing(_) => None,
         };
         Self { paused }
     }

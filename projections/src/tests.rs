@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use milepost_schemas::event::{
-    AgentActivated, AgentCreated, CallbackRejected, HeartbeatRecorded, InstanceRequested,
-    InstanceStarted, JobCancelled, JobFailed, JobLogRecorded, JobPriorityChanged, JobQueued,
-    JobRetried, JobSucceeded, LateCallbackRecorded, NodeActivated, NodeAddressTaken,
-    NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested, NodeDecommissioned,
-    NodeProvisioningRequested, NodeRegistered, NotApplied, Outcome, ProvisioningEnded,
-    ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded, QueuePaused,
-    QueueResumed, Retry, Server, TaskStarted, WORKFLOW_FAILED, WorkflowDispatchFailed,
+    AgentActivated, AgentCreated, CallbackRejected, CompensationCompleted, CompensationReason,
+    CompensationRequested, CompensationStepTaken, HeartbeatRecorded, InstanceRequested,
+    InstanceServerMissing, InstanceStarted, JobCancelled, JobFailed, JobLogRecorded,
+    JobPriorityChanged, JobQueued, JobRetried, JobSucceeded, LateCallbackRecorded, NodeActivated,
+    NodeAddressTaken, NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested,
+    NodeDecommissioned, NodeProvisioningRequested, NodeRegistered, NotApplied, OrphanFound,
+    OrphanReason, OrphanRemoved, Outcome, ProvisioningEnded, ProvisioningRequested,
+    ProvisioningStarted, ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry,
+    Server, TaskStarted, UndoOutcome, WORKFLOW_FAILED, WorkflowDispatchFailed,
     WorkflowDispatchRequested, WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
 };
 use milepost_schemas::{
@@ -60,6 +62,7 @@ fn stream_of(event: &Event) -> StreamId {
         (_, Some(job)) => job.stream(),
         (Event::InstanceRequested(event), _) => event.instance_id.stream(),
         (Event::InstanceStarted(event), _) => event.instance_id.stream(),
+        (Event::InstanceServerMissing(event), _) => event.instance_id.stream(),
         (Event::JobLogRecorded(event), _) => event.job_id.log_stream(),
         _ => AGENT.stream(),
     }
@@ -434,6 +437,48 @@ fn any_event() -> impl Strategy<Value = Event> {
                     QueuePaused { paused_by: step.clone(), reason: step }.into()
                 }
                 EventType::QueueResumed => QueueResumed { resumed_by: step, reason: word }.into(),
+                EventType::CompensationRequested => CompensationRequested {
+                    job_id,
+                    agent_id,
+                    attempt,
+                    server_id: word,
+                    reason: CompensationReason::AttemptFailed,
+                    begin_at: at(second_at),
+                }
+                .into(),
+                EventType::CompensationStepTaken => CompensationStepTaken {
+                    job_id,
+                    agent_id,
+                    attempt,
+                    resource: if flag { Resource::Server } else { Resource::Key },
+                    resource_id: word.clone(),
+                    outcome: if flag { UndoOutcome::Removed } else { UndoOutcome::Failed },
+                    detail: word,
+                    try_number: attempt.0,
+                    next_try_at: (!flag).then(|| at(second_at)),
+                }
+                .into(),
+                EventType::CompensationCompleted => {
+                    CompensationCompleted { job_id, agent_id, attempt }.into()
+                }
+                EventType::OrphanFound => OrphanFound {
+                    resource: Resource::Server,
+                    resource_id: step.clone(),
+                    name: step,
+                    job_id: Some(job_id),
+                    attempt: Some(attempt),
+                    reason: OrphanReason::Ended,
+                }
+                .into(),
+                EventType::OrphanRemoved => OrphanRemoved {
+                    resource: Resource::Device,
+                    resource_id: step.clone(),
+                    name: step,
+                }
+                .into(),
+                EventType::InstanceServerMissing => {
+                    InstanceServerMissing { instance_id, agent_id, job_id, server_id: step }.into()
+                }
                 EventType::CallbackRejected => CallbackRejected {
                     job_id: step,
                     kind: "step".into(),

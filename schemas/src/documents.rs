@@ -63,6 +63,12 @@ documents! {
     "NodeAddressTaken" v 1,
     "QueuePaused" v 1,
     "QueueResumed" v 1,
+    "CompensationRequested" v 1,
+    "CompensationStepTaken" v 1,
+    "CompensationCompleted" v 1,
+    "OrphanFound" v 1,
+    "OrphanRemoved" v 1,
+    "InstanceServerMissing" v 1,
 }
 
 macro_rules! node_examples {

@@ -195,6 +195,18 @@ events! {
     QueuePaused = 60 v 1,
     /// Somebody let the queue go on.
     QueueResumed = 61 v 1,
+    /// What an attempt made and no longer serves is to be undone.
+    CompensationRequested = 70 v 1,
+    /// One thing that an attempt made was undone, or could not be.
+    CompensationStepTaken = 71 v 1,
+    /// Nothing is left of what an attempt made.
+    CompensationCompleted = 72 v 1,
+    /// A server or a device that serves nobody.
+    OrphanFound = 75 v 1,
+    /// An orphan was removed.
+    OrphanRemoved = 76 v 1,
+    /// The server of a running instance is not there any more.
+    InstanceServerMissing = 77 v 1,
 }
 
 /// An agent was made. Stream: the agent.
@@ -835,6 +847,197 @@ pub struct QueueResumed {
     /// Why, where they said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// What an attempt made and no longer serves is to be undone. Only attempts of agents make
+/// anything. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompensationRequested {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// Its server, where the workflow has named it; it is looked for as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<String>,
+    /// Why it serves no more.
+    pub reason: CompensationReason,
+    /// Not before this, unless its run has ended: the workflow puts its own things away.
+    pub begin_at: Timestamp,
+}
+
+/// Why what an attempt made serves no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CompensationReason {
+    /// The attempt failed.
+    AttemptFailed,
+    /// Somebody ended the job.
+    JobCancelled,
+    /// A callback that came too late named a server.
+    LateCallback,
+}
+
+/// Something that is made for an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resource {
+    /// A server at the cloud provider.
+    Server,
+    /// A machine of the tailnet.
+    Device,
+    /// A key a machine joins the tailnet with.
+    Key,
+}
+
+impl Resource {
+    /// The word in JSON and on pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Device => "device",
+            Self::Key => "key",
+        }
+    }
+}
+
+/// What came of undoing one thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UndoOutcome {
+    /// It is gone.
+    Removed,
+    /// It was gone before.
+    AlreadyGone,
+    /// It is another's, and was left alone.
+    Kept,
+    /// It may still be there.
+    Failed,
+}
+
+impl UndoOutcome {
+    /// The word in JSON and on pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Removed => "removed",
+            Self::AlreadyGone => "already_gone",
+            Self::Kept => "kept",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One thing that an attempt made was undone, or could not be. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompensationStepTaken {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// What kind of thing.
+    pub resource: Resource,
+    /// Which; absent where nobody could be asked what there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_id: Option<String>,
+    /// What came of it.
+    pub outcome: UndoOutcome,
+    /// Why, in the service's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The number of the try, from 1.
+    #[serde(rename = "try")]
+    pub try_number: u32,
+    /// When it is tried again; absent where it need not be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try_at: Option<Timestamp>,
+}
+
+/// Nothing is left of what an attempt made. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompensationCompleted {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+}
+
+/// Why a server or a device serves nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrphanReason {
+    /// Its attempt failed, or its job was ended, and what it made was undone as far as was known.
+    Ended,
+    /// A later attempt took over.
+    Superseded,
+    /// The log knows of no such job: perhaps another Milepost's.
+    UnknownJob,
+    /// Its job has come to no such attempt, or is another agent's.
+    Disagrees,
+    /// It says that it is ours, and not of which attempt.
+    Unlabelled,
+}
+
+impl OrphanReason {
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ended => "ended",
+            Self::Superseded => "superseded",
+            Self::UnknownJob => "unknown_job",
+            Self::Disagrees => "disagrees",
+            Self::Unlabelled => "unlabelled",
+        }
+    }
+}
+
+/// A server or a device that serves nobody. Stream: derived from the thing, so that each is
+/// reported once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrphanFound {
+    /// What kind of thing.
+    pub resource: Resource,
+    /// Which.
+    pub resource_id: String,
+    /// What it is called.
+    pub name: String,
+    /// The job it says it is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<JobId>,
+    /// The attempt it says it is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<Attempt>,
+    /// Why it serves nobody.
+    pub reason: OrphanReason,
+}
+
+/// An orphan was removed. Stream: derived from the thing, as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrphanRemoved {
+    /// What kind of thing.
+    pub resource: Resource,
+    /// Which.
+    pub resource_id: String,
+    /// What it was called.
+    pub name: String,
+}
+
+/// The server of a running instance is not there any more. Stream: the instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceServerMissing {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The job that built it.
+    pub job_id: JobId,
+    /// The server, as the workflow named it.
+    pub server_id: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]

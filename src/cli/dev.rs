@@ -115,7 +115,9 @@ async fn start(
 
 fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<Config> {
     let mut wrong = Vec::new();
-    let limits = config::limits(&|name| std::env::var(name).ok(), &mut wrong);
+    let env = |name: &str| std::env::var(name).ok();
+    let limits = config::limits(&env, &mut wrong);
+    let cloud = config::Cloud::from_env(&env, &mut wrong);
     anyhow::ensure!(wrong.is_empty(), config::ConfigError(wrong));
     let callback_secrets = vec![secrets.callback_secret.clone()];
     let rules = config::rules(&callback_secrets, true).map_err(anyhow::Error::msg)?;
@@ -127,8 +129,9 @@ fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<
         callback_secrets,
         redact: vec![secrets.admin_password.clone(), secrets.admin_token.clone()],
         dispatcher: args.dispatcher,
-        github: config::Github::from_env(&|name| std::env::var(name).ok()),
+        github: config::Github::from_env(&env),
         limits,
+        cloud,
     })
 }
 

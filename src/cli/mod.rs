@@ -3,6 +3,7 @@
 mod callback;
 mod client;
 mod dev;
+mod doctor;
 mod job_log;
 mod jobs;
 mod log;
@@ -49,6 +50,8 @@ enum Command {
     /// Make people's accounts
     #[command(subcommand)]
     User(user::Command),
+    /// Compare servers and devices with the log; say what serves nobody, and what is gone
+    Doctor(doctor::Args),
     /// Make, undo or list the servers of attempts
     #[command(subcommand)]
     Vm(vm::Command),
@@ -63,7 +66,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("milepost: {error:#}");
-            vm::exit_code(&error)
+            doctor::exit_code(&error).unwrap_or_else(|| vm::exit_code(&error))
         }
     }
 }
@@ -79,6 +82,7 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Jobs(command) => jobs::run(command).await,
         Command::Token(command) => token::run(command).await,
         Command::User(command) => user::run(command).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Vm(command) => vm::run(command).await,
         Command::Rehearse(args) => rehearse::run(args).await,
     }

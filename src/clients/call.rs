@@ -175,8 +175,8 @@ impl Service {
         let Some(delay) = self.patience.delay(tried, &error, self.time.random()) else {
             return Err(error);
         };
-        let (cause, delay_ms) = (&error as &dyn std::error::Error, delay.as_millis() as u64);
-        tracing::info!(error = cause, tried, delay_ms, "trying again");
+        let delay_ms = delay.as_millis() as u64;
+        tracing::info!(error = &error as &dyn std::error::Error, tried, delay_ms, "trying again");
         self.time.sleep(delay).await;
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! The rule behind all others: ended is final, an attempt's progress never goes backward, and
 //! every authentic callback becomes an event whether or not it changes anything.
 
+pub mod compensation;
 mod ends;
 mod run;
 
@@ -14,15 +15,16 @@ use jiff::{SignedDuration, Timestamp};
 use milepost_projections::Job;
 use milepost_projections::job::{AttemptState, JobStatus};
 use milepost_schemas::event::{
-    HeartbeatRecorded, JobCancelled, JobFailed, JobPriorityChanged, JobRetried, JobSucceeded,
-    LateCallbackRecorded, NotApplied, Outcome, ProvisioningStarted, ProvisioningStepRecorded,
-    Retry, TaskStarted, WORKFLOW_FAILED, WorkflowDispatchFailed, WorkflowDispatchRequested,
-    WorkflowDispatched,
+    CompensationReason, HeartbeatRecorded, JobCancelled, JobFailed, JobPriorityChanged, JobRetried,
+    JobSucceeded, LateCallbackRecorded, NotApplied, Outcome, ProvisioningStarted,
+    ProvisioningStepRecorded, Retry, TaskStarted, WORKFLOW_FAILED, WorkflowDispatchFailed,
+    WorkflowDispatchRequested, WorkflowDispatched,
 };
 use milepost_schemas::{Attempt, Callback, CallbackKind, Event, Position};
 
 use serde_json::Value;
 
+use self::compensation::Finding;
 use self::ends::ServerFacts;
 
 /// The bytes of an error that are kept: its last ones, where the cause stands.
@@ -53,6 +55,8 @@ pub struct Limits {
     pub attempt: SignedDuration,
     /// A claim whose dispatcher does not answer lapses after this.
     pub lease: SignedDuration,
+    /// What an attempt made is undone this long after its end, unless its run has ended before.
+    pub clean_up: SignedDuration,
     /// Since when callbacks can be heard at all: when this process began.
     pub listening_since: Option<Timestamp>,
 }
@@ -68,6 +72,7 @@ impl Default for Limits {
             silence: SignedDuration::from_mins(15),
             attempt: SignedDuration::from_mins(30),
             lease: SignedDuration::from_mins(2),
+            clean_up: compensation::CLEAN_UP,
             listening_since: None,
         }
     }
@@ -130,6 +135,15 @@ pub enum JobCommand {
         by: String,
         /// Why.
         reason: Option<String>,
+    },
+    /// What came of a try to undo what an attempt made.
+    RecordCompensation {
+        /// The attempt.
+        attempt: Attempt,
+        /// The number of the try: the next one, or it is not recorded.
+        try_number: u32,
+        /// What came of each thing.
+        findings: Vec<Finding>,
     },
     /// Look whether a deadline is over or a retry is due.
     Tick,
@@ -300,9 +314,12 @@ pub fn decide(
         JobCommand::RecordRunCancel { attempt, workflow_run_id, refusal } => {
             Ok(run::record_cancel(job, attempt, workflow_run_id, refusal))
         }
+        JobCommand::RecordCompensation { attempt, try_number, findings } => {
+            Ok(compensation::record(job, attempt, try_number, findings, now))
+        }
         JobCommand::Prioritise { priority, by, reason } => prioritise(job, priority, by, reason),
         JobCommand::Tick => Ok(tick(job, now, limits)),
-        JobCommand::Cancel { by, reason } => cancel(job, by, reason, now),
+        JobCommand::Cancel { by, reason } => cancel(job, by, reason, now, limits),
     }
 }
 
@@ -325,7 +342,7 @@ fn record(job: &Job, callback: &Callback, now: Timestamp, limits: &Limits) -> Jo
     let attempt = attempt_of(job, callback);
     if callback.kind.is_numbered() {
         return match not_applicable(job, attempt, &callback.kind) {
-            Some(reason) => keep_once(job, attempt, &callback.kind, reason),
+            Some(reason) => keep_once(job, attempt, &callback.kind, reason, now, limits),
             None => apply(job, attempt, callback, now, limits),
         };
     }
@@ -340,19 +357,26 @@ fn record(job: &Job, callback: &Callback, now: Timestamp, limits: &Limits) -> Jo
         return JobDecision { events: Vec::new(), answer, queue: None };
     }
     match not_applicable(job, attempt, &callback.kind) {
-        Some(reason) => keep(job, attempt, &callback.kind, reason),
+        Some(reason) => keep(job, attempt, &callback.kind, reason, now, limits),
         None => apply(job, attempt, callback, now, limits),
     }
 }
 
 /// Keeps the first of many callbacks that change nothing; the others get its answer.
-fn keep_once(job: &Job, attempt: Attempt, kind: &CallbackKind, reason: NotApplied) -> JobDecision {
+fn keep_once(
+    job: &Job,
+    attempt: Attempt,
+    kind: &CallbackKind,
+    reason: NotApplied,
+    now: Timestamp,
+    limits: &Limits,
+) -> JobDecision {
     match job.seen(None, attempt, kind.name(), kind.step()) {
         Some(seen) => {
             let answer = JobAnswer::Repeated(seen.position, seen.reason);
             JobDecision { events: Vec::new(), answer, queue: None }
         }
-        None => keep(job, attempt, kind, reason),
+        None => keep(job, attempt, kind, reason, now, limits),
     }
 }
 
@@ -400,7 +424,14 @@ fn not_applicable(job: &Job, attempt: Attempt, kind: &CallbackKind) -> Option<No
     }
 }
 
-fn keep(job: &Job, attempt: Attempt, kind: &CallbackKind, reason: NotApplied) -> JobDecision {
+fn keep(
+    job: &Job,
+    attempt: Attempt,
+    kind: &CallbackKind,
+    reason: NotApplied,
+    now: Timestamp,
+    limits: &Limits,
+) -> JobDecision {
     let server_id = match kind {
         CallbackKind::Done { server_id, .. } | CallbackKind::Failed { server_id, .. } => {
             server_id.clone()
@@ -421,9 +452,16 @@ fn keep(job: &Job, attempt: Attempt, kind: &CallbackKind, reason: NotApplied) ->
         kind: kind.name().to_owned(),
         step: kind.step().map(str::to_owned),
         reason,
-        server_id,
+        server_id: server_id.clone(),
     };
-    JobDecision { events: vec![event.into()], answer: JobAnswer::Kept(reason), queue: None }
+    // A server that nobody else may know of.
+    let over = matches!(reason, NotApplied::JobEnded | NotApplied::AttemptSuperseded);
+    let undo = server_id.filter(|_| over).and_then(|id| {
+        let why = CompensationReason::LateCallback;
+        compensation::request(job, attempt, Some(&id), why, now, limits)
+    });
+    let events = std::iter::once(event.into()).chain(undo).collect();
+    JobDecision { events, answer: JobAnswer::Kept(reason), queue: None }
 }
 
 fn apply(
@@ -483,10 +521,10 @@ fn apply(
         },
         // Lines have a stream of their own; those of an attempt that has not begun come here.
         CallbackKind::Log { .. } => {
-            keep_once(job, attempt, &callback.kind, NotApplied::AttemptNotBegun)
+            keep_once(job, attempt, &callback.kind, NotApplied::AttemptNotBegun, now, limits)
         }
         CallbackKind::Unknown { .. } => {
-            keep(job, attempt, &callback.kind, NotApplied::UnknownStatus)
+            keep(job, attempt, &callback.kind, NotApplied::UnknownStatus, now, limits)
         }
     }
 }
@@ -534,15 +572,17 @@ fn fail(job: &Job, failure: Failing, now: Timestamp, limits: &Limits) -> JobDeci
         truncated,
         failed_step: failure.failed_step,
         step: failure.step,
-        server_id: failure.server_id,
+        server_id: failure.server_id.clone(),
         retry,
     };
     let mut events = vec![failed.into()];
-    if let Some(retry) = retry {
-        return JobDecision::applied(events, Some((QueueState::Retry, retry.run_after)));
+    if retry.is_none() {
+        events.extend(ends::ended(job, Outcome::Failed));
     }
-    events.extend(ends::ended(job, Outcome::Failed));
-    JobDecision::applied(events, Some((QueueState::Ended, now)))
+    let (server_id, why) = (failure.server_id.as_deref(), CompensationReason::AttemptFailed);
+    events.extend(compensation::request(job, attempt, server_id, why, now, limits));
+    let next = retry.map(|retry| (QueueState::Retry, retry.run_after));
+    JobDecision::applied(events, Some(next.unwrap_or((QueueState::Ended, now))))
 }
 
 fn claim(
@@ -739,6 +779,7 @@ fn cancel(
     by: String,
     reason: Option<String>,
     now: Timestamp,
+    limits: &Limits,
 ) -> Result<JobDecision, JobRefusal> {
     if job.status.is_ended() {
         return Err(JobRefusal::Status(job.status));
@@ -748,6 +789,8 @@ fn cancel(
     let cancelled = JobCancelled { job_id, agent_id, node_id, attempt, cancelled_by: by, reason };
     let mut events = vec![cancelled.into()];
     events.extend(ends::ended(job, Outcome::Cancelled));
+    let why = CompensationReason::JobCancelled;
+    events.extend(compensation::request(job, attempt, None, why, now, limits));
     Ok(JobDecision::applied(events, Some((QueueState::Ended, now))))
 }
 

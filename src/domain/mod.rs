@@ -6,6 +6,7 @@ pub mod agent;
 pub mod job;
 pub mod job_log;
 pub mod node;
+pub mod orphan;
 pub mod queue;
 pub mod server;
 

@@ -90,6 +90,34 @@ impl Views {
         Ok((rows?, position))
     }
 
+    /// Rows of a view with a label, by their keys from `after` on: at most [`LIST_ROWS_MAX`], at
+    /// least as new as `at_least` if the view gets there in 1 s.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Database`] when the view cannot be read.
+    pub async fn labelled<P: Projection>(
+        &self,
+        at_least: Position,
+        label: &str,
+        after: Uuid,
+    ) -> Result<Vec<(Uuid, P::State)>, ExecuteError> {
+        self.catch_up(P::NAME, P::VERSION, at_least).await?;
+        let client = self.database.get().await?;
+        let statement = client
+            .prepare_cached(
+                "SELECT key, state FROM view_row WHERE projection = $1 AND version = $2 \
+                 AND label = $3 AND key > $4 ORDER BY key LIMIT $5",
+            )
+            .await
+            .map_err(DatabaseError::from)?;
+        let limit = LIST_ROWS_MAX as i64;
+        let rows = client
+            .query(&statement, &[&P::NAME, &P::VERSION, &label, &after, &limit])
+            .await
+            .map_err(DatabaseError::from)?;
+        rows.iter().map(|row| Ok((row.get(0), state(row.get(1))?))).collect()
+    }
+
     /// The newest jobs, by status if one is given, before `before` if one is.
     ///
     /// # Errors

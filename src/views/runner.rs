@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
-use milepost_projections::Projection;
 use milepost_projections::board::Boards;
 use milepost_projections::job::Jobs;
 use milepost_projections::node::Nodes;
+use milepost_projections::{Compensations, Projection};
 use milepost_schemas::{Position, StreamId};
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
@@ -74,6 +74,7 @@ async fn lead_once(app: &App) -> Result<(), DatabaseError> {
         result = View::<Boards>::run(app) => result,
         result = View::<Jobs>::run(app) => result,
         result = View::<Nodes>::run(app) => result,
+        result = View::<Compensations>::run(app) => result,
         () = async { while gone.recv().await.is_some() {} } => Ok(()),
     }
 }

@@ -5,8 +5,10 @@
 //! retry is over. The claim is an event at the version that was read, so of two workers one is
 //! refused by the log itself; its position is the fencing token of all that its worker says.
 
+pub mod compensation;
 pub mod dispatch;
 pub mod lease;
+pub mod reconcile;
 pub mod runs;
 pub mod servers;
 
@@ -45,6 +47,9 @@ const LOOK_AGAIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 pub fn start(app: Arc<App>, worker: String) {
     if app.config.dispatcher == Dispatcher::Github {
         runs::start(Arc::clone(&app));
+    }
+    if let Some(cloud) = app.config.cloud.clone() {
+        compensation::start(Arc::clone(&app), cloud);
     }
     tokio::spawn(async move {
         let shutdown = app.shutdown.clone();

@@ -6,6 +6,7 @@ use milepost_schemas::AgentId;
 
 use super::attempt::AttemptView;
 use super::event_row::{EventList, EventsView};
+use super::format::Moment;
 use super::log::LogView;
 use super::standing::Standing;
 use super::{Actions, Fact, Frame, Usual};
@@ -25,6 +26,7 @@ pub struct AgentPage {
     log: LogView,
     facts: Vec<Fact>,
     missing: String,
+    gone: Option<Moment>,
     events: EventsView,
 }
 
@@ -62,6 +64,7 @@ impl AgentPage {
             log,
             facts: facts(agent, job_id),
             missing: instance.map(|instance| instance.missing.join(", ")).unwrap_or_default(),
+            gone: instance.and_then(|it| it.server_missing_since).map(|at| Moment::of(at, now)),
             events: EventsView::new(events, now),
             frame,
         }

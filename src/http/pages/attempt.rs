@@ -4,7 +4,9 @@
 use askama::Template;
 use jiff::Timestamp;
 use milepost_projections::JobStatus;
-use milepost_projections::answers::{AttemptAnswer, InstanceAnswer, JobAnswer, TaskAnswer};
+use milepost_projections::answers::{
+    AttemptAnswer, CompensationAnswer, InstanceAnswer, JobAnswer, TaskAnswer,
+};
 use milepost_projections::steps::Progress;
 
 use super::Usual;
@@ -40,6 +42,8 @@ pub struct AttemptView {
     pub current_step: String,
     /// The task its tool is at, or was at last.
     pub task: TaskView,
+    /// What becomes of what it made.
+    pub undo: UndoView,
     /// Why it waits.
     pub waiting: String,
     /// Until when it waits.
@@ -60,6 +64,19 @@ pub struct TaskView {
     /// Whether it is under way, in words.
     pub word: &'static str,
     /// For how long it has been.
+    pub clock: Clock,
+}
+
+/// What becomes of what an attempt made, once it serves no more.
+#[derive(Clone, Debug, Default)]
+pub struct UndoView {
+    /// `waiting`, `failed` or `completed`; nothing where there is nothing to undo.
+    pub status: &'static str,
+    /// `server 42 removed ✓`.
+    pub text: String,
+    /// What stands before the clock.
+    pub word: &'static str,
+    /// Until the next try.
     pub clock: Clock,
 }
 
@@ -146,6 +163,7 @@ impl AttemptView {
             clock: Clock::default(),
             current_step: String::new(),
             task: TaskView::default(),
+            undo: UndoView::default(),
             waiting: String::new(),
             waiting_clock: Clock::default(),
             steps: Vec::new(),
@@ -178,6 +196,11 @@ impl AttemptView {
             clock,
             current_step: attempt.current_step.clone().unwrap_or_default(),
             task: TaskView::of(attempt.task.as_ref(), attempt.status == "running", now),
+            undo: attempt
+                .compensation
+                .as_ref()
+                .map(|undoing| UndoView::of(undoing, now))
+                .unwrap_or_default(),
             waiting: String::new(),
             waiting_clock: Clock::default(),
             steps,
@@ -199,6 +222,33 @@ impl TaskView {
             play: task.play.clone().unwrap_or_default(),
             word: word(if under_way { "task.now" } else { "task.last" }),
             clock: if under_way { Clock::up(task.started_at, now) } else { Clock::default() },
+        }
+    }
+}
+
+impl UndoView {
+    fn of(undoing: &CompensationAnswer, now: Timestamp) -> Self {
+        let things: Vec<String> = undoing
+            .resources
+            .iter()
+            .map(|thing| {
+                let said = word_of("undo", thing.outcome);
+                let id = thing.id.as_deref().map(|id| format!(" {id}")).unwrap_or_default();
+                let why = thing.detail.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+                format!("{}{id} {said}{why}", thing.resource)
+            })
+            .collect();
+        let text = if things.is_empty() {
+            word_of("undo-all", undoing.status).to_owned()
+        } else {
+            things.join("; ")
+        };
+        let clock = undoing.next_try_at.map(|at| Clock::down(at, now));
+        Self {
+            status: undoing.status,
+            text,
+            word: clock.as_ref().map(|_| word_of("undo-next", undoing.status)).unwrap_or_default(),
+            clock: clock.unwrap_or_default(),
         }
     }
 }

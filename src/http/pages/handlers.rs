@@ -79,6 +79,7 @@ impl IntoResponse for Trouble {
             position: 0,
             now: crate::app::Clock.now(),
             rehearsal: false,
+            undoes: false,
         };
         let page = ProblemPage::new(frame, status.as_u16(), Some(detail.to_owned()));
         (status, html(&page)).into_response()
@@ -103,6 +104,7 @@ fn frame(app: &App, actor: Option<&Actor>, title: String, position: Position) ->
         position: position.0,
         now: app.clock.now(),
         rehearsal: app.config.dispatcher == crate::config::Dispatcher::Rehearsal,
+        undoes: app.config.cloud.is_some(),
     }
 }
 

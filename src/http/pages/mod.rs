@@ -64,6 +64,8 @@ pub struct Frame {
     pub now: Timestamp,
     /// Whether attempts are only played.
     pub rehearsal: bool,
+    /// Whether this server undoes what attempts leave behind.
+    pub undoes: bool,
 }
 
 impl Frame {

@@ -43,6 +43,7 @@ pub fn frame(title: &str) -> Frame {
         position: 18_240,
         now: now(),
         rehearsal: false,
+        undoes: true,
     }
 }
 

@@ -54,6 +54,19 @@ pub const WORDS: &[(&str, &str)] = &[
     // What stands before a task.
     ("task.now", "now"),
     ("task.last", "last task"),
+    // What became of a thing that a failed attempt made.
+    ("undo.waiting", "is to be removed"),
+    ("undo.removed", "removed ✓"),
+    ("undo.already_gone", "was gone already ✓"),
+    ("undo.kept", "was kept"),
+    ("undo.failed", "could not be removed"),
+    // Where no such thing is known.
+    ("undo-all.waiting", "what it made is to be removed"),
+    ("undo-all.failed", "what it made could not be removed"),
+    ("undo-all.completed", "nothing was left ✓"),
+    // What stands before the clock of the next try.
+    ("undo-next.waiting", "in"),
+    ("undo-next.failed", "next try in"),
     // What happens after a failure.
     ("next.retry", "The next attempt begins in"),
     ("next.followed", "Another attempt followed."),

@@ -4,6 +4,7 @@
 //! Its name and labels follow from the attempt, so nothing has to be remembered to find it again.
 
 mod plan;
+mod undo;
 mod user_data;
 
 use std::collections::BTreeMap;

@@ -216,6 +216,7 @@ export function fillAttempt(element, attempt, job, last) {
   show(run.closest(".pair"), attempt.workflow_run_id || url);
 
   fillTask(element, attempt);
+  fillUndo(element, attempt.compensation);
 
   const failure = element.querySelector('[data-part="failure"]');
   show(failure, attempt.error_code);
@@ -236,6 +237,19 @@ function fillTask(element, { task, status }) {
   const clock = slot(element, "task-clock").querySelector(".clock");
   setClock(clock, task && status === "running" ? "up" : null, task && Date.parse(task.started_at));
   show(slot(element, "task-pair"), task);
+}
+
+function fillUndo(element, undoing) {
+  const things = (undoing?.resources ?? []).map(({ resource, id, outcome, detail }) =>
+    `${resource}${id ? ` ${id}` : ""} ${word(`undo.${outcome}`)}${detail ? `: ${detail}` : ""}`);
+  const line = things.join("; ") || (undoing && word(`undo-all.${undoing.status}`));
+  text(slot(element, "undo"), line);
+  const next = undoing?.next_try_at && Date.parse(undoing.next_try_at);
+  text(slot(element, "undo-word"), next && word(`undo-next.${undoing.status}`));
+  setClock(slot(element, "undo-clock").querySelector(".clock"), next ? "down" : null, next);
+  const pair = slot(element, "undo-pair");
+  attribute(pair, "data-undo", undoing?.status ?? "");
+  show(pair, line);
 }
 
 function fillFailure(failure, attempt, job, last) {

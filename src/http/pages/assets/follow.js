@@ -63,6 +63,7 @@ class Follow extends HTMLElement {
     const missing = instance?.missing.join(", ");
     text(slot(this, "missing"), missing);
     slot(this, "missing-pair").hidden = !missing;
+    slot(this, "gone-pair").hidden = !instance?.server_missing_since;
     if (instance && instance.job_id !== this.dataset.job) {
       const { attempt, job_status: status, current_step, task } = instance;
       this.#newJob(instance.job_id, { timeline: [{ attempt, status, steps: answer.steps, current_step, task }] });

@@ -1,0 +1,142 @@
+//! Undoes what attempts made and no longer serve, and looks for what nobody asked to undo.
+//!
+//! One process at a time does so, held by an advisory lock. Should two ever try, the number of the
+//! try lets only one of them record it, and what is removed twice is removed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use milepost_projections::{Compensations, OpenCompensations};
+use milepost_schemas::{AgentId, Attempt, JobId, Position};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::servers::Servers;
+use super::{reconcile, system};
+use crate::app::App;
+use crate::clients::Patience;
+use crate::config::Cloud;
+use crate::domain::job::compensation::due;
+use crate::domain::{AttemptId, JobCommand, ServerIdentity};
+use crate::execute::{self, ExecuteError};
+use crate::log::DatabaseError;
+
+/// The advisory lock of the process that undoes: "undo" in ASCII.
+const LOCK: i64 = 0x75_6e_64_6f;
+
+/// How long another process waits before it tries to take over.
+const STANDBY: Duration = Duration::from_secs(2);
+
+/// How often it is looked for what is due when no event says that something was recorded.
+const POLL: Duration = Duration::from_secs(1);
+
+/// The shortest time between two looks, however busy the log is.
+const BREATH: Duration = Duration::from_millis(500);
+
+/// How often a service is asked in one try: the tries themselves are repeated.
+const TRIES_OF_REQUEST: u32 = 2;
+
+/// Undoes until shutdown, or stands by.
+pub fn start(app: Arc<App>, cloud: Cloud) {
+    let patience = Patience { tries_max: TRIES_OF_REQUEST, ..Patience::default() };
+    let servers = Servers::new(&cloud.accounts, Arc::new(app.clock), patience);
+    tokio::spawn(async move {
+        let shutdown = app.shutdown.clone();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = lead(&app, &servers, &cloud) => {}
+        }
+    });
+}
+
+async fn lead(app: &App, servers: &Servers, cloud: &Cloud) {
+    loop {
+        if let Err(error) = lead_once(app, servers, cloud).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "nothing is undone now");
+        }
+        tokio::time::sleep(STANDBY).await;
+    }
+}
+
+/// Undoes as long as this process holds the lock.
+async fn lead_once(app: &App, servers: &Servers, cloud: &Cloud) -> Result<(), DatabaseError> {
+    let (client, mut gone) = app.log.database().dedicated().await?;
+    let locked = client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?;
+    if !locked.get::<_, bool>(0) {
+        return Ok(());
+    }
+    tokio::select! {
+        () = rounds(app, servers, cloud) => {}
+        () = async { while gone.recv().await.is_some() {} } => {}
+    }
+    Ok(())
+}
+
+async fn rounds(app: &App, servers: &Servers, cloud: &Cloud) {
+    let mut head = app.log.feed().watch();
+    let mut reconciled: Option<Instant> = None;
+    loop {
+        // As old as the view may be: it is looked again soon.
+        if let Err(error) = round(app, servers, Position::START).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "what is to be undone cannot be read");
+        }
+        if reconciled.is_none_or(|at| at.elapsed() >= cloud.reconcile) {
+            reconciled = Some(Instant::now());
+            reconcile::round(app, servers, cloud.remove_orphans).await;
+        }
+        tokio::time::sleep(BREATH).await;
+        drop(tokio::time::timeout(POLL, head.changed()).await);
+    }
+}
+
+/// Undoes all that is due, as a view that is at least as new as `at_least` has it.
+///
+/// # Errors
+/// [`ExecuteError`] when the view cannot be read; what cannot be undone is recorded as such.
+pub async fn round(app: &App, servers: &Servers, at_least: Position) -> Result<(), ExecuteError> {
+    let mut after = Uuid::nil();
+    loop {
+        let label = OpenCompensations::OPEN;
+        let rows = app.views.labelled::<Compensations>(at_least, label, after).await?;
+        let Some((last, _)) = rows.last() else { return Ok(()) };
+        after = *last;
+        let now = app.clock.now();
+        for (job, row) in rows {
+            for (attempt, open) in row.attempts {
+                // The end of its run makes the first try due before its time.
+                if open.due_at > now && open.tried {
+                    continue;
+                }
+                let attempt = AttemptId { job_id: JobId(job), attempt: Attempt(attempt) };
+                if let Err(error) = undo(app, servers, attempt).await {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(job = %attempt.job_id, error, "an attempt cannot be undone");
+                }
+            }
+        }
+    }
+}
+
+/// Tries once to undo what an attempt made, if that is due as the log itself has it.
+async fn undo(app: &App, servers: &Servers, id: AttemptId) -> Result<(), ExecuteError> {
+    let Some(job) = execute::read_job(&app.log, id.job_id).await? else { return Ok(()) };
+    let Some((agent_id, undoing)) = due(&job, id.attempt, app.clock.now()) else { return Ok(()) };
+    let (named, try_number) = (undoing.server_ids.clone(), undoing.tries + 1);
+    try_once(app, servers, agent_id, id, &named, try_number).await
+}
+
+async fn try_once(
+    app: &App,
+    servers: &Servers,
+    agent_id: AgentId,
+    id: AttemptId,
+    named: &[String],
+    try_number: u32,
+) -> Result<(), ExecuteError> {
+    let identity = ServerIdentity { agent_id, attempt: id };
+    let findings = servers.undo(identity, named).await;
+    let command = JobCommand::RecordCompensation { attempt: id.attempt, try_number, findings };
+    execute::to_job(app, id.job_id, command, system(app, id.job_id)).await.map(drop)
+}
