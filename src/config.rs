@@ -20,18 +20,86 @@ pub enum Dispatcher {
     None,
     /// A child process that plays the workflow over real HTTP; builds no server.
     Rehearsal,
-    /// GitHub Actions run the workflow `provision-agent.yml`.
+    /// GitHub Actions run the workflow `provision-agent.yml`: jobs of agents.
     Github,
+    /// This machine runs `ansible-playbook`: jobs of nodes.
+    Ansible,
 }
 
 impl Dispatcher {
-    /// The name in events; `None` where nobody dispatches.
-    pub fn name(self) -> Option<&'static str> {
+    /// The name in events and settings.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::None => None,
-            Self::Rehearsal => Some("rehearsal"),
-            Self::Github => Some(LISTS_RUNS),
+            Self::None => "none",
+            Self::Rehearsal => "rehearsal",
+            Self::Github => LISTS_RUNS,
+            Self::Ansible => "ansible",
         }
+    }
+
+    fn runs_agents(self) -> bool {
+        matches!(self, Self::Rehearsal | Self::Github)
+    }
+
+    fn runs_nodes(self) -> bool {
+        matches!(self, Self::Rehearsal | Self::Ansible)
+    }
+}
+
+/// Who runs the attempts that this process claims. It claims none that nobody here runs: other
+/// processes on the same database may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dispatchers {
+    /// Who runs jobs of agents.
+    pub agents: Option<Dispatcher>,
+    /// Who runs jobs of nodes.
+    pub nodes: Option<Dispatcher>,
+}
+
+impl Dispatchers {
+    /// Gives each kind of job to whoever runs it.
+    ///
+    /// # Errors
+    /// In words, when two would run the same kind of job, or nobody and somebody are named.
+    pub fn new(named: &[Dispatcher]) -> Result<Self, String> {
+        if named.len() > 1 && named.contains(&Dispatcher::None) {
+            return Err("none stands alone".to_owned());
+        }
+        Ok(Self {
+            agents: only(named, "agents", Dispatcher::runs_agents)?,
+            nodes: only(named, "nodes", Dispatcher::runs_nodes)?,
+        })
+    }
+
+    /// Reads names separated by commas.
+    ///
+    /// # Errors
+    /// In words, for a name that is none, and as [`Self::new`].
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let named: Vec<Dispatcher> = list(text)
+            .iter()
+            .map(|name| clap::ValueEnum::from_str(name, false))
+            .collect::<Result<_, _>>()?;
+        Self::new(&named)
+    }
+
+    /// Whether one of them is this one.
+    pub fn include(self, dispatcher: Dispatcher) -> bool {
+        [self.agents, self.nodes].contains(&Some(dispatcher))
+    }
+}
+
+fn only(
+    named: &[Dispatcher],
+    subjects: &str,
+    runs: impl Fn(Dispatcher) -> bool,
+) -> Result<Option<Dispatcher>, String> {
+    let mut running = named.iter().copied().filter(|it| runs(*it));
+    match (running.next(), running.next()) {
+        (Some(first), Some(second)) => {
+            Err(format!("{} and {} both run jobs of {subjects}", first.name(), second.name()))
+        }
+        (one, _) => Ok(one),
     }
 }
 
@@ -57,8 +125,9 @@ pub struct Config {
     pub rules: Rules,
     /// `MILEPOST_REDACT`: further secrets, separated by commas, that must never enter the log.
     pub redact: Vec<String>,
-    /// `MILEPOST_DISPATCHER`: `none`, `rehearsal` or `github`.
-    pub dispatcher: Dispatcher,
+    /// `MILEPOST_DISPATCHER`: `none`, `rehearsal`, `github` (jobs of agents), `ansible` (jobs of
+    /// nodes), or `github,ansible`.
+    pub dispatchers: Dispatchers,
     /// `MILEPOST_GITHUB_…`: see [`Github`]. Looked at when a job is dispatched, not before.
     pub github: Github,
     /// `MILEPOST_RETRY_DELAYS`, `MILEPOST_SILENCE`, `MILEPOST_ATTEMPT`, `MILEPOST_LEASE`, in
@@ -258,17 +327,9 @@ impl Config {
         let listen = listen
             .parse()
             .map_err(|_| wrong.push(format!("MILEPOST_LISTEN: {listen} is no address and port")));
-        let dispatcher = match get("MILEPOST_DISPATCHER").as_deref() {
-            None | Some("none") => Dispatcher::None,
-            Some("rehearsal") => Dispatcher::Rehearsal,
-            Some("github") => Dispatcher::Github,
-            Some(other) => {
-                wrong.push(format!(
-                    "MILEPOST_DISPATCHER: {other} is neither none, rehearsal nor github"
-                ));
-                Dispatcher::None
-            }
-        };
+        let dispatchers = Dispatchers::parse(&get("MILEPOST_DISPATCHER").unwrap_or_default())
+            .map_err(|error| wrong.push(format!("MILEPOST_DISPATCHER: {error}")))
+            .unwrap_or_default();
         let accept = match get("MILEPOST_ACCEPT_X_SIGNATURE").as_deref() {
             None | Some("true") => true,
             Some("false") => false,
@@ -292,7 +353,7 @@ impl Config {
                 callback_secrets,
                 rules,
                 redact,
-                dispatcher,
+                dispatchers,
                 github: Github::from_env(&get),
                 limits,
             }),
@@ -411,6 +472,26 @@ mod tests {
         ]);
         let error = Config::from_env(env(&pairs)).map(|_| ()).unwrap_err();
         assert_eq!(error.0.len(), 3, "{error}");
+    }
+
+    #[test]
+    fn each_kind_of_job_is_run_by_one_dispatcher() {
+        let both = |agents, nodes| Ok(Dispatchers { agents, nodes });
+        let (github, ansible) = (Some(Dispatcher::Github), Some(Dispatcher::Ansible));
+        let rehearsal = Some(Dispatcher::Rehearsal);
+        for (text, expected) in [
+            ("", both(None, None)),
+            ("none", both(None, None)),
+            ("github", both(github, None)),
+            ("ansible", both(None, ansible)),
+            ("ansible, github", both(github, ansible)),
+            ("rehearsal", both(rehearsal, rehearsal)),
+        ] {
+            assert_eq!(Dispatchers::parse(text), expected, "{text}");
+        }
+        for text in ["magic", "rehearsal,ansible", "github,rehearsal", "none,github", "Github"] {
+            assert!(Dispatchers::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

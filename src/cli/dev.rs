@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::serve::{listen, serve, shutdown_on_signal};
 use crate::accounts;
 use crate::app::{App, Clock};
-use crate::config::{self, Config, Dispatcher, LISTEN};
+use crate::config::{self, Config, Dispatcher, Dispatchers, LISTEN};
 use crate::domain::{AgentCommand, agent};
 use crate::execute;
 use crate::log::Database;
@@ -37,9 +37,11 @@ pub struct Args {
     /// Where the private Postgres and the secrets live
     #[arg(long, default_value = "data")]
     data_dir: PathBuf,
-    /// Who runs jobs
-    #[arg(long, value_enum, default_value = "rehearsal", env = "MILEPOST_DISPATCHER")]
-    dispatcher: Dispatcher,
+    /// Who runs jobs: none, rehearsal, github (those of agents), ansible (those of nodes), or
+    /// github,ansible
+    #[arg(long, value_parser = Dispatchers::parse, default_value = "rehearsal")]
+    #[arg(env = "MILEPOST_DISPATCHER")]
+    dispatcher: Dispatchers,
 }
 
 /// Secrets made at the first start and kept.
@@ -103,7 +105,9 @@ async fn start(
     accounts::set_token(&database, ADMIN_TOKEN_NAME, &secrets.admin_token).await?;
     let link = accounts::make_link(&database, ADMIN_EMAIL, Clock.now()).await?;
     let app = App::open(config, shutdown).await?;
-    if app.log.feed().head() == Position::START && args.dispatcher == Dispatcher::Rehearsal {
+    if app.log.feed().head() == Position::START
+        && args.dispatcher.agents == Some(Dispatcher::Rehearsal)
+    {
         rehearse_first(&app).await?;
     }
     let ready = Ready { url: &url, database_url, admin_email: ADMIN_EMAIL, secrets: &secrets };
@@ -126,7 +130,7 @@ fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<
         rules,
         callback_secrets,
         redact: vec![secrets.admin_password.clone(), secrets.admin_token.clone()],
-        dispatcher: args.dispatcher,
+        dispatchers: args.dispatcher,
         github: config::Github::from_env(&|name| std::env::var(name).ok()),
         limits,
     })
@@ -186,15 +190,18 @@ async fn rehearse_first(app: &App) -> anyhow::Result<()> {
 }
 
 fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) {
-    let rehearsal = match args.dispatcher {
-        Dispatcher::Rehearsal => {
-            "jobs are rehearsed: signed callbacks over HTTP, no server is built"
-        }
-        Dispatcher::Github => "jobs are run by GitHub Actions, and build real servers",
-        Dispatcher::None => "jobs wait for callbacks from elsewhere",
+    let agents = match args.dispatcher.agents {
+        Some(Dispatcher::Rehearsal) => "jobs are rehearsed: signed callbacks, no server is built",
+        Some(Dispatcher::Github) => "GitHub Actions run the jobs of agents, and build real servers",
+        Some(Dispatcher::Ansible | Dispatcher::None) | None => "nobody here runs jobs of agents",
+    };
+    let nodes = match args.dispatcher.nodes {
+        Some(Dispatcher::Rehearsal) => "",
+        Some(Dispatcher::Ansible) => "; this machine runs Ansible for the jobs of nodes",
+        Some(Dispatcher::Github | Dispatcher::None) | None => "; nobody here runs those of nodes",
     };
     println!(
-        "\n  Milepost is running: {rehearsal}\n\n  \
+        "\n  Milepost is running: {agents}{nodes}\n\n  \
          Open once     {url}/login?once={link}\n  \
          Log in        {ADMIN_EMAIL} / {}\n  \
          API token     {}\n  \

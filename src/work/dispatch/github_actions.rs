@@ -77,7 +77,8 @@ pub async fn find_run(app: &App, name: &str) -> Result<Option<Run>, GithubError>
 
 async fn dispatch(app: &App, order: &AttemptOrder) -> Outcome {
     let Subject::Agent { agent_id, region, .. } = &order.subject else {
-        let why = "GitHub Actions provision agents only; nodes need the ansible dispatcher";
+        // None is claimed for this dispatcher: see `config::Dispatchers`.
+        let why = "the workflow is for jobs of agents";
         return Outcome::Refused(GithubError::Settings(why.to_owned()));
     };
     // Each is a string: inputs are, whatever type the workflow gives them.

@@ -46,8 +46,13 @@ pub async fn claim(
     queue_version: u32,
     place: OwnedSemaphorePermit,
 ) -> Result<(), ExecuteError> {
-    let Some(dispatcher) = app.config.dispatcher.name() else { return Ok(()) };
-    let command = JobCommand::Claim { dispatcher, locked_by: worker.to_owned() };
+    let Some(job) = execute::read_job(&app.log, job_id).await? else { return Ok(()) };
+    let dispatcher = match job.subject {
+        Subject::Agent { .. } => app.config.dispatchers.agents,
+        Subject::Node { .. } => app.config.dispatchers.nodes,
+    };
+    let Some(dispatcher) = dispatcher else { return Ok(()) };
+    let command = JobCommand::Claim { dispatcher: dispatcher.name(), locked_by: worker.to_owned() };
     let metadata = system(app, job_id);
     let claimed = execute::to_job_in_queue(app, job_id, command, metadata, queue_version).await;
     let claim = match claimed {
@@ -65,8 +70,8 @@ pub async fn claim(
         subject: job.subject,
     };
     app.metrics.dispatches.inc();
-    match app.config.dispatcher {
-        Dispatcher::None => {}
+    match dispatcher {
+        Dispatcher::None | Dispatcher::Ansible => {}
         Dispatcher::Github => {
             let app = Arc::clone(app);
             tokio::spawn(async move {
