@@ -1,6 +1,7 @@
 //! Every setting, its environment name and its default. Secrets have no default.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -130,6 +131,9 @@ pub struct Config {
     pub dispatchers: Dispatchers,
     /// `MILEPOST_GITHUB_…`: see [`Github`]. Looked at when a job is dispatched, not before.
     pub github: Github,
+    /// `MILEPOST_ANSIBLE_…` and what nodes are given: see [`Ansible`]. Looked at when a job is
+    /// dispatched.
+    pub ansible: Ansible,
     /// `MILEPOST_RETRY_DELAYS`, `MILEPOST_SILENCE`, `MILEPOST_ATTEMPT`, `MILEPOST_LEASE`, in
     /// seconds; the defaults are the product's promise (60,300,900; 900; 1800; 120).
     pub limits: Limits,
@@ -269,10 +273,7 @@ impl Github {
     pub fn from_env(get: &impl Fn(&str) -> Option<String>) -> Self {
         let given = |name: &str| get(name).filter(|value| !value.is_empty());
         let or = |name: &str, default: &str| given(name).unwrap_or_else(|| default.to_owned());
-        let seconds = |name: &str, default: Duration| {
-            let seconds = given(name).and_then(|text| text.parse().ok());
-            seconds.and_then(|it| Duration::try_from_secs_f64(it).ok()).unwrap_or(default)
-        };
+        let seconds = |name: &str, default| seconds(get, name, default);
         let settings = github::Settings {
             api_url: or("MILEPOST_GITHUB_API_URL", github::API_URL)
                 .trim_end_matches('/')
@@ -300,6 +301,59 @@ impl Github {
             .flatten()
             .map(Sensitive::expose)
     }
+}
+
+/// How `ansible-playbook` is run for the jobs of nodes. What is missing or wrong keeps a job
+/// waiting, with the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ansible {
+    /// `MILEPOST_ANSIBLE_PLAYBOOK`, default `ansible-playbook`: a name on the `PATH`, or a whole
+    /// path. ansible-core 2.16 or later.
+    pub playbook_program: String,
+    /// `MILEPOST_ANSIBLE_DIR`: where `ansible.cfg` and the playbooks are; by default the directory
+    /// `ansible` beside this program, and where there is none, in the working directory.
+    pub directory: PathBuf,
+    /// `MILEPOST_SSH_PRIVATE_KEY_FILE`: the key that opens nodes; by default those that `ssh` finds
+    /// by itself.
+    pub private_key_file: Option<String>,
+    /// `MILEPOST_NODE_SSH_KEYS`: public keys that let one in as the owner of a node's sites,
+    /// separated by commas; none by default, and then nobody is let in.
+    pub node_ssh_keys: Vec<String>,
+    /// `MILEPOST_ANSIBLE_TIMEOUT`, in seconds, default 1,500: how long a run may take. Shorter than
+    /// an attempt, which would end it without Ansible's own words.
+    pub timeout: Duration,
+    /// `MILEPOST_ANSIBLE_GRACE`, in seconds, default 10: how long the processes of a run that is
+    /// ended may take to put their things away before they are killed. Well below a lease.
+    pub grace: Duration,
+}
+
+impl Ansible {
+    /// Reads the settings; a time that is none counts as not given.
+    pub fn from_env(get: &impl Fn(&str) -> Option<String>) -> Self {
+        let given = |name: &str| get(name).filter(|value| !value.is_empty());
+        let directory = given("MILEPOST_ANSIBLE_DIR").map(PathBuf::from);
+        Self {
+            playbook_program: given("MILEPOST_ANSIBLE_PLAYBOOK")
+                .unwrap_or_else(|| "ansible-playbook".to_owned()),
+            directory: directory.unwrap_or_else(playbooks),
+            private_key_file: given("MILEPOST_SSH_PRIVATE_KEY_FILE"),
+            node_ssh_keys: list(&given("MILEPOST_NODE_SSH_KEYS").unwrap_or_default()),
+            timeout: seconds(get, "MILEPOST_ANSIBLE_TIMEOUT", Duration::from_mins(25)),
+            grace: seconds(get, "MILEPOST_ANSIBLE_GRACE", Duration::from_secs(10)),
+        }
+    }
+}
+
+/// Where the playbooks are when nobody says.
+fn playbooks() -> PathBuf {
+    let program = std::env::current_exe().ok();
+    let beside = program.and_then(|program| Some(program.parent()?.join("ansible")));
+    beside.filter(|directory| directory.is_dir()).unwrap_or_else(|| PathBuf::from("ansible"))
+}
+
+fn seconds(get: &impl Fn(&str) -> Option<String>, name: &str, default: Duration) -> Duration {
+    let seconds = get(name).and_then(|text| text.parse().ok());
+    seconds.and_then(|it| Duration::try_from_secs_f64(it).ok()).unwrap_or(default)
 }
 
 /// What `serve` cannot start without, or cannot read; one line each.
@@ -355,6 +409,7 @@ impl Config {
                 redact,
                 dispatchers,
                 github: Github::from_env(&get),
+                ansible: Ansible::from_env(&get),
                 limits,
             }),
             _ => Err(ConfigError(wrong)),

@@ -132,6 +132,7 @@ fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<
         redact: vec![secrets.admin_password.clone(), secrets.admin_token.clone()],
         dispatchers: args.dispatcher,
         github: config::Github::from_env(&|name| std::env::var(name).ok()),
+        ansible: config::Ansible::from_env(&|name| std::env::var(name).ok()),
         limits,
     })
 }
