@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use crate::log::Database;
 use crate::migrate::migrate;
 use crate::postgres::Embedded;
 use crate::telemetry;
+use crate::work::dispatch;
 use milepost_schemas::{AgentId, InstanceId, JobId, Metadata, Position};
 
 /// The account that `dev` makes.
@@ -111,9 +113,12 @@ async fn start(
         rehearse_first(&app).await?;
     }
     let ready = Ready { url: &url, database_url, admin_email: ADMIN_EMAIL, secrets: &secrets };
-    let serving = tokio::spawn(serve(app, listener));
+    let serving = tokio::spawn(serve(Arc::clone(&app), listener));
     write_private(ready_file, &serde_json::to_vec_pretty(&ready)?)?;
     greet(&url, &link, &secrets, args);
+    for missing in missing(&app).await {
+        println!("  Jobs will wait until this is set right: {missing}\n");
+    }
     serving.await?
 }
 
@@ -188,6 +193,23 @@ async fn rehearse_first(app: &App) -> anyhow::Result<()> {
     };
     execute::to_agent(app, agent_id, provision, metadata(job_id.0)).await?;
     Ok(())
+}
+
+/// What the dispatchers lack. Each job says so itself too, when its turn comes.
+async fn missing(app: &App) -> Vec<String> {
+    let Config { dispatchers, ansible, public_url, .. } = &app.config;
+    let mut missing = Vec::new();
+    if dispatchers.include(Dispatcher::Github) {
+        missing.extend(app.github.wrong_settings().map(str::to_owned));
+        if *public_url == app.config.loopback_url() {
+            let why = "GitHub's machines must reach this server";
+            missing.push(format!("MILEPOST_PUBLIC_URL is not set, and {why}"));
+        }
+    }
+    if dispatchers.include(Dispatcher::Ansible) {
+        missing.extend(dispatch::unready(ansible).await);
+    }
+    missing
 }
 
 fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) {
