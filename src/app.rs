@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::clients;
@@ -41,6 +42,8 @@ pub struct App {
     pub github: Github,
     /// What operators watch.
     pub metrics: Arc<Metrics>,
+    /// The attempts that this process runs itself: at the end they are waited for.
+    pub attempts: TaskTracker,
     /// Says when to end.
     pub shutdown: CancellationToken,
 }
@@ -70,6 +73,7 @@ impl App {
             github: Github::new(config.github.settings.clone()),
             log,
             metrics,
+            attempts: TaskTracker::new(),
             shutdown,
             config,
         }))

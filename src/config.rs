@@ -1,6 +1,7 @@
 //! Every setting, its environment name and its default. Secrets have no default.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -20,18 +21,86 @@ pub enum Dispatcher {
     None,
     /// A child process that plays the workflow over real HTTP; builds no server.
     Rehearsal,
-    /// GitHub Actions run the workflow `provision-agent.yml`.
+    /// GitHub Actions run the workflow `provision-agent.yml`: jobs of agents.
     Github,
+    /// This machine runs `ansible-playbook`: jobs of nodes.
+    Ansible,
 }
 
 impl Dispatcher {
-    /// The name in events; `None` where nobody dispatches.
-    pub fn name(self) -> Option<&'static str> {
+    /// The name in events and settings.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::None => None,
-            Self::Rehearsal => Some("rehearsal"),
-            Self::Github => Some(LISTS_RUNS),
+            Self::None => "none",
+            Self::Rehearsal => "rehearsal",
+            Self::Github => LISTS_RUNS,
+            Self::Ansible => "ansible",
         }
+    }
+
+    fn runs_agents(self) -> bool {
+        matches!(self, Self::Rehearsal | Self::Github)
+    }
+
+    fn runs_nodes(self) -> bool {
+        matches!(self, Self::Rehearsal | Self::Ansible)
+    }
+}
+
+/// Who runs the attempts that this process claims. It claims none that nobody here runs: other
+/// processes on the same database may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dispatchers {
+    /// Who runs jobs of agents.
+    pub agents: Option<Dispatcher>,
+    /// Who runs jobs of nodes.
+    pub nodes: Option<Dispatcher>,
+}
+
+impl Dispatchers {
+    /// Gives each kind of job to whoever runs it.
+    ///
+    /// # Errors
+    /// In words, when two would run the same kind of job, or nobody and somebody are named.
+    pub fn new(named: &[Dispatcher]) -> Result<Self, String> {
+        if named.len() > 1 && named.contains(&Dispatcher::None) {
+            return Err("none stands alone".to_owned());
+        }
+        Ok(Self {
+            agents: only(named, "agents", Dispatcher::runs_agents)?,
+            nodes: only(named, "nodes", Dispatcher::runs_nodes)?,
+        })
+    }
+
+    /// Reads names separated by commas.
+    ///
+    /// # Errors
+    /// In words, for a name that is none, and as [`Self::new`].
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let named: Vec<Dispatcher> = list(text)
+            .iter()
+            .map(|name| clap::ValueEnum::from_str(name, false))
+            .collect::<Result<_, _>>()?;
+        Self::new(&named)
+    }
+
+    /// Whether one of them is this one.
+    pub fn include(self, dispatcher: Dispatcher) -> bool {
+        [self.agents, self.nodes].contains(&Some(dispatcher))
+    }
+}
+
+fn only(
+    named: &[Dispatcher],
+    subjects: &str,
+    runs: impl Fn(Dispatcher) -> bool,
+) -> Result<Option<Dispatcher>, String> {
+    let mut running = named.iter().copied().filter(|it| runs(*it));
+    match (running.next(), running.next()) {
+        (Some(first), Some(second)) => {
+            Err(format!("{} and {} both run jobs of {subjects}", first.name(), second.name()))
+        }
+        (one, _) => Ok(one),
     }
 }
 
@@ -57,10 +126,14 @@ pub struct Config {
     pub rules: Rules,
     /// `MILEPOST_REDACT`: further secrets, separated by commas, that must never enter the log.
     pub redact: Vec<String>,
-    /// `MILEPOST_DISPATCHER`: `none`, `rehearsal` or `github`.
-    pub dispatcher: Dispatcher,
+    /// `MILEPOST_DISPATCHER`: `none`, `rehearsal`, `github` (jobs of agents), `ansible` (jobs of
+    /// nodes), or `github,ansible`.
+    pub dispatchers: Dispatchers,
     /// `MILEPOST_GITHUB_…`: see [`Github`]. Looked at when a job is dispatched, not before.
     pub github: Github,
+    /// `MILEPOST_ANSIBLE_…` and what nodes are given: see [`Ansible`]. Looked at when a job is
+    /// dispatched.
+    pub ansible: Ansible,
     /// `MILEPOST_RETRY_DELAYS`, `MILEPOST_SILENCE`, `MILEPOST_ATTEMPT`, `MILEPOST_LEASE`,
     /// `MILEPOST_CLEAN_UP`, in seconds; the defaults are the product's promise (60,300,900; 900;
     /// 1800; 120; 120).
@@ -260,10 +333,7 @@ impl Github {
     pub fn from_env(get: &impl Fn(&str) -> Option<String>) -> Self {
         let given = |name: &str| get(name).filter(|value| !value.is_empty());
         let or = |name: &str, default: &str| given(name).unwrap_or_else(|| default.to_owned());
-        let seconds = |name: &str, default: Duration| {
-            let seconds = given(name).and_then(|text| text.parse().ok());
-            seconds.and_then(|it| Duration::try_from_secs_f64(it).ok()).unwrap_or(default)
-        };
+        let seconds = |name: &str, default| seconds(get, name, default);
         let settings = github::Settings {
             api_url: or("MILEPOST_GITHUB_API_URL", github::API_URL)
                 .trim_end_matches('/')
@@ -293,6 +363,59 @@ impl Github {
     }
 }
 
+/// How `ansible-playbook` is run for the jobs of nodes. What is missing or wrong keeps a job
+/// waiting, with the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ansible {
+    /// `MILEPOST_ANSIBLE_PLAYBOOK`, default `ansible-playbook`: a name on the `PATH`, or a whole
+    /// path. ansible-core 2.16 or later.
+    pub playbook_program: String,
+    /// `MILEPOST_ANSIBLE_DIR`: where `ansible.cfg` and the playbooks are; by default the directory
+    /// `ansible` beside this program, and where there is none, in the working directory.
+    pub directory: PathBuf,
+    /// `MILEPOST_SSH_PRIVATE_KEY_FILE`: the key that opens nodes; by default those that `ssh` finds
+    /// by itself.
+    pub private_key_file: Option<String>,
+    /// `MILEPOST_NODE_SSH_KEYS`: public keys that let one in as the owner of a node's sites,
+    /// separated by commas; none by default, and then nobody is let in.
+    pub node_ssh_keys: Vec<String>,
+    /// `MILEPOST_ANSIBLE_TIMEOUT`, in seconds, default 1,500: how long a run may take. Shorter than
+    /// an attempt, which would end it without Ansible's own words.
+    pub timeout: Duration,
+    /// `MILEPOST_ANSIBLE_GRACE`, in seconds, default 10: how long the processes of a run that is
+    /// ended may take to put their things away before they are killed. Well below a lease.
+    pub grace: Duration,
+}
+
+impl Ansible {
+    /// Reads the settings; a time that is none counts as not given.
+    pub fn from_env(get: &impl Fn(&str) -> Option<String>) -> Self {
+        let given = |name: &str| get(name).filter(|value| !value.is_empty());
+        let directory = given("MILEPOST_ANSIBLE_DIR").map(PathBuf::from);
+        Self {
+            playbook_program: given("MILEPOST_ANSIBLE_PLAYBOOK")
+                .unwrap_or_else(|| "ansible-playbook".to_owned()),
+            directory: directory.unwrap_or_else(playbooks),
+            private_key_file: given("MILEPOST_SSH_PRIVATE_KEY_FILE"),
+            node_ssh_keys: list(&given("MILEPOST_NODE_SSH_KEYS").unwrap_or_default()),
+            timeout: seconds(get, "MILEPOST_ANSIBLE_TIMEOUT", Duration::from_mins(25)),
+            grace: seconds(get, "MILEPOST_ANSIBLE_GRACE", Duration::from_secs(10)),
+        }
+    }
+}
+
+/// Where the playbooks are when nobody says.
+fn playbooks() -> PathBuf {
+    let program = std::env::current_exe().ok();
+    let beside = program.and_then(|program| Some(program.parent()?.join("ansible")));
+    beside.filter(|directory| directory.is_dir()).unwrap_or_else(|| PathBuf::from("ansible"))
+}
+
+fn seconds(get: &impl Fn(&str) -> Option<String>, name: &str, default: Duration) -> Duration {
+    let seconds = get(name).and_then(|text| text.parse().ok());
+    seconds.and_then(|it| Duration::try_from_secs_f64(it).ok()).unwrap_or(default)
+}
+
 /// What `serve` cannot start without, or cannot read; one line each.
 #[derive(Debug, thiserror::Error)]
 #[error("these settings are missing or wrong:\n{}", .0.iter().map(|it| format!("  {it}")).collect::<Vec<_>>().join("\n"))]
@@ -318,17 +441,9 @@ impl Config {
         let listen = listen
             .parse()
             .map_err(|_| wrong.push(format!("MILEPOST_LISTEN: {listen} is no address and port")));
-        let dispatcher = match get("MILEPOST_DISPATCHER").as_deref() {
-            None | Some("none") => Dispatcher::None,
-            Some("rehearsal") => Dispatcher::Rehearsal,
-            Some("github") => Dispatcher::Github,
-            Some(other) => {
-                wrong.push(format!(
-                    "MILEPOST_DISPATCHER: {other} is neither none, rehearsal nor github"
-                ));
-                Dispatcher::None
-            }
-        };
+        let dispatchers = Dispatchers::parse(&get("MILEPOST_DISPATCHER").unwrap_or_default())
+            .map_err(|error| wrong.push(format!("MILEPOST_DISPATCHER: {error}")))
+            .unwrap_or_default();
         let accept = match get("MILEPOST_ACCEPT_X_SIGNATURE").as_deref() {
             None | Some("true") => true,
             Some("false") => false,
@@ -353,8 +468,9 @@ impl Config {
                 callback_secrets,
                 rules,
                 redact,
-                dispatcher,
+                dispatchers,
                 github: Github::from_env(&get),
+                ansible: Ansible::from_env(&get),
                 limits,
                 cloud,
             }),
@@ -371,8 +487,9 @@ impl Config {
             callback_secrets: Vec::new(),
             rules: Rules { secrets: Vec::new(), accept_x_signature: false },
             redact: Vec::new(),
-            dispatcher: Dispatcher::None,
+            dispatchers: Dispatchers::default(),
             github: Github::default(),
+            ansible: Ansible::from_env(&|_| None),
             limits: Limits::default(),
             cloud: None,
         }
@@ -491,6 +608,26 @@ mod tests {
         ]);
         let error = Config::from_env(env(&pairs)).map(|_| ()).unwrap_err();
         assert_eq!(error.0.len(), 3, "{error}");
+    }
+
+    #[test]
+    fn each_kind_of_job_is_run_by_one_dispatcher() {
+        let both = |agents, nodes| Ok(Dispatchers { agents, nodes });
+        let (github, ansible) = (Some(Dispatcher::Github), Some(Dispatcher::Ansible));
+        let rehearsal = Some(Dispatcher::Rehearsal);
+        for (text, expected) in [
+            ("", both(None, None)),
+            ("none", both(None, None)),
+            ("github", both(github, None)),
+            ("ansible", both(None, ansible)),
+            ("ansible, github", both(github, ansible)),
+            ("rehearsal", both(rehearsal, rehearsal)),
+        ] {
+            assert_eq!(Dispatchers::parse(text), expected, "{text}");
+        }
+        for text in ["magic", "rehearsal,ansible", "github,rehearsal", "none,github", "Github"] {
+            assert!(Dispatchers::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

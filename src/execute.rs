@@ -414,6 +414,14 @@ async fn load_agent(log: &Log, id: AgentId) -> Result<(u32, Option<Agent>), Exec
     Ok((version, agent))
 }
 
+/// Reads a node's state from the log, as fresh as the database is.
+///
+/// # Errors
+/// [`ExecuteError::Database`] or [`ExecuteError::Unreadable`].
+pub async fn read_node(log: &Log, id: NodeId) -> Result<Option<Node>, ExecuteError> {
+    Ok(load_node(log, id).await?.1)
+}
+
 async fn load_node(log: &Log, id: NodeId) -> Result<(u32, Option<Node>), ExecuteError> {
     let events = log.read_streams(&[id.stream()]).await?;
     let version = events.last().map_or(0, |event| event.version);

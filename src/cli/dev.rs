@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -11,13 +12,14 @@ use serde::{Deserialize, Serialize};
 use super::serve::{listen, serve, shutdown_on_signal};
 use crate::accounts;
 use crate::app::{App, Clock};
-use crate::config::{self, Config, Dispatcher, LISTEN};
+use crate::config::{self, Config, Dispatcher, Dispatchers, LISTEN};
 use crate::domain::{AgentCommand, agent};
 use crate::execute;
 use crate::log::Database;
 use crate::migrate::migrate;
 use crate::postgres::Embedded;
 use crate::telemetry;
+use crate::work::dispatch;
 use milepost_schemas::{AgentId, InstanceId, JobId, Metadata, Position};
 
 /// The account that `dev` makes.
@@ -37,9 +39,11 @@ pub struct Args {
     /// Where the private Postgres and the secrets live
     #[arg(long, default_value = "data")]
     data_dir: PathBuf,
-    /// Who runs jobs
-    #[arg(long, value_enum, default_value = "rehearsal", env = "MILEPOST_DISPATCHER")]
-    dispatcher: Dispatcher,
+    /// Who runs jobs: none, rehearsal, github (those of agents), ansible (those of nodes), or
+    /// github,ansible
+    #[arg(long, value_parser = Dispatchers::parse, default_value = "rehearsal")]
+    #[arg(env = "MILEPOST_DISPATCHER")]
+    dispatcher: Dispatchers,
 }
 
 /// Secrets made at the first start and kept.
@@ -103,13 +107,18 @@ async fn start(
     accounts::set_token(&database, ADMIN_TOKEN_NAME, &secrets.admin_token).await?;
     let link = accounts::make_link(&database, ADMIN_EMAIL, Clock.now()).await?;
     let app = App::open(config, shutdown).await?;
-    if app.log.feed().head() == Position::START && args.dispatcher == Dispatcher::Rehearsal {
+    if app.log.feed().head() == Position::START
+        && args.dispatcher.agents == Some(Dispatcher::Rehearsal)
+    {
         rehearse_first(&app).await?;
     }
     let ready = Ready { url: &url, database_url, admin_email: ADMIN_EMAIL, secrets: &secrets };
-    let serving = tokio::spawn(serve(app, listener));
+    let serving = tokio::spawn(serve(Arc::clone(&app), listener));
     write_private(ready_file, &serde_json::to_vec_pretty(&ready)?)?;
     greet(&url, &link, &secrets, args);
+    for missing in missing(&app).await {
+        println!("  Jobs will wait until this is set right: {missing}\n");
+    }
     serving.await?
 }
 
@@ -128,8 +137,9 @@ fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<
         rules,
         callback_secrets,
         redact: vec![secrets.admin_password.clone(), secrets.admin_token.clone()],
-        dispatcher: args.dispatcher,
+        dispatchers: args.dispatcher,
         github: config::Github::from_env(&env),
+        ansible: config::Ansible::from_env(&env),
         limits,
         cloud,
     })
@@ -188,16 +198,36 @@ async fn rehearse_first(app: &App) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) {
-    let rehearsal = match args.dispatcher {
-        Dispatcher::Rehearsal => {
-            "jobs are rehearsed: signed callbacks over HTTP, no server is built"
+/// What the dispatchers lack. Each job says so itself too, when its turn comes.
+async fn missing(app: &App) -> Vec<String> {
+    let Config { dispatchers, ansible, public_url, .. } = &app.config;
+    let mut missing = Vec::new();
+    if dispatchers.include(Dispatcher::Github) {
+        missing.extend(app.github.wrong_settings().map(str::to_owned));
+        if *public_url == app.config.loopback_url() {
+            let why = "GitHub's machines must reach this server";
+            missing.push(format!("MILEPOST_PUBLIC_URL is not set, and {why}"));
         }
-        Dispatcher::Github => "jobs are run by GitHub Actions, and build real servers",
-        Dispatcher::None => "jobs wait for callbacks from elsewhere",
+    }
+    if dispatchers.include(Dispatcher::Ansible) {
+        missing.extend(dispatch::unready(ansible).await);
+    }
+    missing
+}
+
+fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) {
+    let agents = match args.dispatcher.agents {
+        Some(Dispatcher::Rehearsal) => "jobs are rehearsed: signed callbacks, no server is built",
+        Some(Dispatcher::Github) => "GitHub Actions run the jobs of agents, and build real servers",
+        Some(Dispatcher::Ansible | Dispatcher::None) | None => "nobody here runs jobs of agents",
+    };
+    let nodes = match args.dispatcher.nodes {
+        Some(Dispatcher::Rehearsal) => "",
+        Some(Dispatcher::Ansible) => "; this machine runs Ansible for the jobs of nodes",
+        Some(Dispatcher::Github | Dispatcher::None) | None => "; nobody here runs those of nodes",
     };
     println!(
-        "\n  Milepost is running: {rehearsal}\n\n  \
+        "\n  Milepost is running: {agents}{nodes}\n\n  \
          Open once     {url}/login?once={link}\n  \
          Log in        {ADMIN_EMAIL} / {}\n  \
          API token     {}\n  \

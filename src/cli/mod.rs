@@ -9,6 +9,7 @@ mod jobs;
 mod log;
 mod rehearse;
 mod serve;
+mod supervise;
 mod token;
 mod user;
 mod vm;
@@ -55,6 +56,9 @@ enum Command {
     /// Make, undo or list the servers of attempts
     #[command(subcommand)]
     Vm(vm::Command),
+    /// Run a program, and end it with all that it has started when standard input ends
+    #[command(hide = true)]
+    Supervise(supervise::Args),
     /// Play a workflow: the same signed callbacks, but no server is built
     Rehearse(rehearse::Args),
 }
@@ -63,7 +67,7 @@ enum Command {
 pub fn run(cli: Cli) -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("the system has threads and sockets");
     match runtime.block_on(execute(cli.command)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("milepost: {error:#}");
             doctor::exit_code(&error).unwrap_or_else(|| vm::exit_code(&error))
@@ -71,7 +75,7 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-async fn execute(command: Command) -> anyhow::Result<()> {
+async fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Dev(args) => dev::run(args).await,
         Command::Serve(args) => serve::run(args).await,
@@ -84,6 +88,8 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::User(command) => user::run(command).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Vm(command) => vm::run(command).await,
+        Command::Supervise(args) => return supervise::run(args).await,
         Command::Rehearse(args) => rehearse::run(args).await,
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

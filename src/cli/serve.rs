@@ -1,6 +1,7 @@
 //! `milepost serve` and `milepost migrate`: production, everything from settings.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
@@ -14,6 +15,10 @@ use crate::{http, migrate as migrations, push, telemetry};
 
 /// Connections the kernel keeps for us while we accept others.
 const BACKLOG: u32 = 4_096;
+
+/// How long an attempt that is ended with its worker may take to say so, beyond the grace that its
+/// processes have.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -61,7 +66,13 @@ pub fn listen(config: &Config) -> anyhow::Result<TcpListener> {
 pub async fn serve(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
     app.start();
     let router = http::router(Arc::clone(&app));
-    push::serve::serve(app, listener, router).await?;
+    push::serve::serve(Arc::clone(&app), listener, router).await?;
+    // Their processes are being ended; what is not said in time, the lapse of their leases says.
+    app.attempts.close();
+    let ended = tokio::time::timeout(app.config.ansible.grace + LAST_WORDS, app.attempts.wait());
+    if ended.await.is_err() {
+        tracing::warn!(attempts = app.attempts.len(), "some attempts have not ended");
+    }
     Ok(())
 }
 

@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("push", &["app", "execute", "log", "views"]),
     ("telemetry", &[]),
     ("views", &["app", "execute", "log", "metrics"]),
-    ("work", &["app", "clients", "config", "domain", "execute", "log", "views"]),
+    ("work", &["app", "clients", "config", "domain", "execute", "intake", "log", "views"]),
     (
         "http",
         &[

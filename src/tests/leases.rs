@@ -35,6 +35,8 @@ async fn worker(database_url: &str) -> Arc<App> {
         "MILEPOST_PUBLIC_URL" => Some("http://127.0.0.1:1".to_owned()),
         "MILEPOST_CALLBACK_SECRETS" => Some("of no importance".to_owned()),
         "MILEPOST_LEASE" => Some("0.5".to_owned()),
+        // It finds jobs of agents; nothing is dispatched, for its loop is not started.
+        "MILEPOST_DISPATCHER" => Some("github".to_owned()),
         _ => None,
     });
     App::open(config.unwrap(), CancellationToken::new()).await.unwrap()

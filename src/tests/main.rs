@@ -1,6 +1,7 @@
 //! The tests that need a machine around them: Postgres, sockets, processes, a browser.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod ansible_dispatch;
 mod arrows;
 mod browser;
 mod doubles;

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use tokio_postgres::types::ToSql;
 
 use crate::app::App;
-use crate::config::{DISPATCHES_AT_ONCE, Dispatcher};
+use crate::config::{DISPATCHES_AT_ONCE, Dispatcher, Dispatchers};
 use crate::domain::job::{JobRefusal, deadline};
 use crate::domain::{JobAnswer, JobCommand};
 use crate::execute::{self, ExecuteError};
@@ -45,7 +45,7 @@ const LOOK_AGAIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 
 /// Starts the worker of this process; until shutdown.
 pub fn start(app: Arc<App>, worker: String) {
-    if app.config.dispatcher == Dispatcher::Github {
+    if app.config.dispatchers.include(Dispatcher::Github) {
         runs::start(Arc::clone(&app));
     }
     if let Some(cloud) = app.config.cloud.clone() {
@@ -109,7 +109,7 @@ async fn claim_some(
     worker: &str,
     places: &Arc<Semaphore>,
 ) -> Result<(), ExecuteError> {
-    if app.config.dispatcher.name().is_none() || places.available_permits() == 0 {
+    if app.config.dispatchers == Dispatchers::default() || places.available_permits() == 0 {
         return Ok(());
     }
     let (queue_version, queue) = execute::read_queue(&app.log).await?;
@@ -123,15 +123,18 @@ async fn claim_some(
     Ok(())
 }
 
-/// Up to `limit` jobs that wait to be claimed: the highest priority first, then the one that has
-/// been due for longest.
+/// Up to `limit` jobs that wait to be claimed and that this process can run: the highest priority
+/// first, then the one that has been due for longest.
 ///
 /// # Errors
 /// [`DatabaseError`] when the queue cannot be read.
 pub async fn claimable(app: &App, limit: usize) -> Result<Vec<JobId>, DatabaseError> {
     let sql = "SELECT job_id FROM queue WHERE state = 'queued' AND due_at <= $1 \
+               AND CASE WHEN node_id IS NULL THEN $3::boolean ELSE $4::boolean END \
                ORDER BY priority DESC, due_at LIMIT $2";
-    due(app, sql, &[&app.clock.now(), &(limit as i64)]).await
+    let Dispatchers { agents, nodes } = app.config.dispatchers;
+    let (agents, nodes) = (agents.is_some(), nodes.is_some());
+    due(app, sql, &[&app.clock.now(), &(limit as i64), &agents, &nodes]).await
 }
 
 /// The jobs of some rows of the queue.

@@ -103,7 +103,7 @@ fn frame(app: &App, actor: Option<&Actor>, title: String, position: Position) ->
         epoch: app.log.feed().epoch(),
         position: position.0,
         now: app.clock.now(),
-        rehearsal: app.config.dispatcher == crate::config::Dispatcher::Rehearsal,
+        rehearsal: app.config.dispatchers.include(crate::config::Dispatcher::Rehearsal),
         undoes: app.config.cloud.is_some(),
     }
 }

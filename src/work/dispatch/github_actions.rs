@@ -20,9 +20,6 @@ use crate::app::App;
 use crate::clients::github::{GithubError, RUNS_A_PAGE, Run};
 use crate::domain::Report;
 
-/// The longest a job waits between two dispatches that are refused.
-pub const BACK_OFF_MAX: SignedDuration = SignedDuration::from_mins(10);
-
 /// How often a run is looked for within the settling time, at the most.
 const LOOKS: u32 = 12;
 
@@ -77,7 +74,8 @@ pub async fn find_run(app: &App, name: &str) -> Result<Option<Run>, GithubError>
 
 async fn dispatch(app: &App, order: &AttemptOrder) -> Outcome {
     let Subject::Agent { agent_id, region, .. } = &order.subject else {
-        let why = "GitHub Actions provision agents only; nodes need the ansible dispatcher";
+        // None is claimed for this dispatcher: see `config::Dispatchers`.
+        let why = "the workflow is for jobs of agents";
         return Outcome::Refused(GithubError::Settings(why.to_owned()));
     };
     // Each is a string: inputs are, whatever type the workflow gives them.
@@ -147,12 +145,9 @@ fn report(app: &App, order: &AttemptOrder, outcome: Outcome) -> Report {
     }
 }
 
-/// How long a job waits after its dispatch was refused for the `refusals + 1`st time: twice as
-/// long each time, and no shorter than GitHub asks for.
+/// How long a job waits after its dispatch was refused: no shorter than GitHub asks for.
 fn delay(error: &GithubError, refusals: u32, first: Duration, now: Timestamp) -> SignedDuration {
-    let first = SignedDuration::try_from(first).unwrap_or(BACK_OFF_MAX);
-    let doubled = first.checked_mul(1_i32.checked_shl(refusals.min(30)).unwrap_or(i32::MAX));
-    let delay = doubled.unwrap_or(BACK_OFF_MAX).min(BACK_OFF_MAX);
+    let delay = super::back_off(first, refusals);
     match error {
         GithubError::Limited { until, .. } => delay.max(until.duration_since(now)),
         GithubError::Settings(_)

@@ -1,13 +1,17 @@
 //! Dispatch: an attempt is claimed, then given to whoever runs it.
 
+mod ansible;
 mod github_actions;
 mod rehearsal;
 
-pub use github_actions::{BACK_OFF_MAX, find_run, run_name};
+pub use ansible::unready;
+pub use github_actions::{find_run, run_name};
 pub use rehearsal::SECRET_VARIABLE;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::SignedDuration;
 use milepost_projections::Subject;
 use milepost_schemas::{Attempt, JobId, Position};
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,10 +23,14 @@ use crate::domain::job::JobRefusal;
 use crate::domain::{JobCommand, Report};
 use crate::execute::{self, ExecuteError};
 
+/// The longest a job waits between two dispatches that are refused.
+pub const BACK_OFF_MAX: SignedDuration = SignedDuration::from_mins(10);
+
 /// What a dispatcher needs to know of an attempt.
 #[derive(Clone, Debug)]
 pub struct AttemptOrder {
     job_id: JobId,
+    job_type: String,
     subject: Subject,
     attempt: Attempt,
     /// Where the claim stands in the log: the fencing token of all that is said of the attempt.
@@ -46,8 +54,13 @@ pub async fn claim(
     queue_version: u32,
     place: OwnedSemaphorePermit,
 ) -> Result<(), ExecuteError> {
-    let Some(dispatcher) = app.config.dispatcher.name() else { return Ok(()) };
-    let command = JobCommand::Claim { dispatcher, locked_by: worker.to_owned() };
+    let Some(job) = execute::read_job(&app.log, job_id).await? else { return Ok(()) };
+    let dispatcher = match job.subject {
+        Subject::Agent { .. } => app.config.dispatchers.agents,
+        Subject::Node { .. } => app.config.dispatchers.nodes,
+    };
+    let Some(dispatcher) = dispatcher else { return Ok(()) };
+    let command = JobCommand::Claim { dispatcher: dispatcher.name(), locked_by: worker.to_owned() };
     let metadata = system(app, job_id);
     let claimed = execute::to_job_in_queue(app, job_id, command, metadata, queue_version).await;
     let claim = match claimed {
@@ -62,11 +75,20 @@ pub async fn claim(
         claim,
         refusals: job.attempt().run.refusals,
         unresolved: job.attempt().run.unresolved,
+        job_type: job.job_type,
         subject: job.subject,
     };
     app.metrics.dispatches.inc();
-    match app.config.dispatcher {
+    match dispatcher {
         Dispatcher::None => {}
+        Dispatcher::Ansible => {
+            let attempts = app.attempts.clone();
+            let app = Arc::clone(app);
+            attempts.spawn(async move {
+                ansible::run(&app, order).await;
+                drop(place);
+            });
+        }
         Dispatcher::Github => {
             let app = Arc::clone(app);
             tokio::spawn(async move {
@@ -83,6 +105,14 @@ pub async fn claim(
         }
     }
     Ok(())
+}
+
+/// How long a job waits after its dispatch was refused for the `refusals + 1`st time: twice as
+/// long each time.
+fn back_off(first: Duration, refusals: u32) -> SignedDuration {
+    let first = SignedDuration::try_from(first).unwrap_or(BACK_OFF_MAX);
+    let doubled = first.checked_mul(1_i32.checked_shl(refusals.min(30)).unwrap_or(i32::MAX));
+    doubled.unwrap_or(BACK_OFF_MAX).min(BACK_OFF_MAX)
 }
 
 /// Says something of the attempt. That its claim is over is no trouble: its workflow has told the

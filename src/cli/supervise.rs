@@ -1,0 +1,229 @@
+//! `milepost supervise`: runs a program, and ends it with all that it has started when told to.
+//!
+//! A worker runs its tools under this. What tells it is the end of its standard input: the worker
+//! holds the other end of that pipe, and the kernel closes it when the worker is gone, however
+//! that came about. Orphans come back to this process (it is their subreaper), so that those are
+//! found too which have left the process group and the session, as Ansible's own workers do.
+
+use std::ffi::OsString;
+use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+
+/// How long killed processes may take to be gone before they are looked for again: one may have
+/// started another in the meantime.
+const KILL_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often they are: a process that the kernel cannot end is left to it after ten seconds.
+const KILLS_MAX: u32 = 100;
+
+/// What is added to a signal's number to make an exit code of it, as shells do.
+const SIGNAL_BASE: i32 = 128;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Seconds between asking processes to end and killing them
+    #[arg(long)]
+    grace: f64,
+    /// A directory that goes when the program is ended before its time
+    #[arg(long)]
+    remove: Option<PathBuf>,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// Runs the program; its exit code, or that of the signal that ended it.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    prctl::set_child_subreaper(true)?;
+    let grace = Duration::try_from_secs_f64(args.grace)?;
+    let mut told = Told::listen()?;
+    let mut family = Family::start(&args.command)?;
+    let code = tokio::select! {
+        code = family.program_ended() => Some(code),
+        () = told.heard() => None,
+    };
+    family.end(grace).await;
+    if code.is_none()
+        && let Some(directory) = args.remove
+    {
+        drop(std::fs::remove_dir_all(directory));
+    }
+    let code = code.unwrap_or(SIGNAL_BASE + Signal::SIGTERM as i32);
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+/// What says that the program is to end.
+struct Told {
+    worker: pipe::Receiver,
+    signals: [tokio::signal::unix::Signal; 3],
+}
+
+impl Told {
+    fn listen() -> anyhow::Result<Self> {
+        let worker = std::io::stdin().as_fd().try_clone_to_owned()?;
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        let [terminate, interrupt, hangup] = kinds.map(signal);
+        Ok(Self {
+            worker: pipe::Receiver::from_owned_fd(worker)
+                .context("standard input is no pipe: there is nobody to supervise for")?,
+            signals: [terminate?, interrupt?, hangup?],
+        })
+    }
+
+    async fn heard(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.signals;
+        let mut byte = [0];
+        tokio::select! {
+            // Nothing is ever written: whatever comes is the end.
+            _ = self.worker.read(&mut byte) => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// The program and all that it has started.
+struct Family {
+    program: Pid,
+    code: Option<i32>,
+    none_left: bool,
+    child_ended: tokio::signal::unix::Signal,
+}
+
+impl Family {
+    fn start(command: &[OsString]) -> anyhow::Result<Self> {
+        let (program, arguments) = command.split_first().context("there is no program")?;
+        let child_ended = signal(SignalKind::child())?;
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("{} cannot be started", program.display()))?;
+        let program = Pid::from_raw(child.id().cast_signed());
+        Ok(Self { program, code: None, none_left: false, child_ended })
+    }
+
+    async fn program_ended(&mut self) -> i32 {
+        loop {
+            self.reap();
+            if let Some(code) = self.code {
+                return code;
+            }
+            self.child_ended.recv().await;
+        }
+    }
+
+    /// Asks them all to end, and kills those that do not.
+    async fn end(&mut self, grace: Duration) {
+        if self.reap() {
+            return;
+        }
+        signal_all(Signal::SIGTERM);
+        if timeout(grace, self.all_ended()).await.is_ok() {
+            return;
+        }
+        for _ in 0..KILLS_MAX {
+            signal_all(Signal::SIGKILL);
+            if timeout(KILL_PAUSE, self.all_ended()).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    async fn all_ended(&mut self) {
+        while !self.reap() {
+            self.child_ended.recv().await;
+        }
+    }
+
+    /// Takes note of who has ended; whether nobody is left.
+    fn reap(&mut self) -> bool {
+        while !self.none_left {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.program => self.code = Some(code),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.program => {
+                    self.code = Some(SIGNAL_BASE + signal as i32);
+                }
+                Ok(WaitStatus::StillAlive) => return false,
+                Err(Errno::ECHILD) => self.none_left = true,
+                Ok(_) | Err(_) => {}
+            }
+        }
+        true
+    }
+}
+
+fn signal_all(signal: Signal) {
+    for pid in descendants(Pid::this()) {
+        // Gone already, it needs none.
+        let _ = nix::sys::signal::kill(pid, signal);
+    }
+}
+
+/// The processes below one, whatever their group or session.
+fn descendants(root: Pid) -> Vec<Pid> {
+    let processes: Vec<(Pid, Pid)> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            Some((Pid::from_raw(pid), parent(&stat)?))
+        })
+        .collect();
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        let children = processes.iter().filter(|it| it.1 == parent).map(|it| it.0);
+        // An id that was given away while we read must not lead us in a circle.
+        let children: Vec<Pid> = children.filter(|pid| !found.contains(pid)).collect();
+        found.extend(children);
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+/// The parent in `/proc/<pid>/stat`: the second field after the program's name, which stands in
+/// parentheses and may hold any character. Source: `proc_pid_stat(5)`.
+fn parent(stat: &str) -> Option<Pid> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(1)?.parse().ok().map(Pid::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_is_read_whatever_its_child_is_called() {
+        assert_eq!(parent("7 (sh) S 3 7 7 0"), Some(Pid::from_raw(3)));
+        assert_eq!(parent("7 (a) S 1 (b) R 4 7"), Some(Pid::from_raw(4)));
+        assert_eq!(parent(""), None);
+    }
+
+    #[test]
+    fn descendants_are_those_below_and_not_oneself() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let found = descendants(Pid::this());
+        assert!(found.contains(&Pid::from_raw(child.id().cast_signed())));
+        assert!(!found.contains(&Pid::this()));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+}
