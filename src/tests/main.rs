@@ -3,6 +3,7 @@
 
 mod arrows;
 mod browser;
+mod compensation;
 mod doubles;
 mod faults;
 mod github_dispatch;
