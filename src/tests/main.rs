@@ -4,6 +4,7 @@
 mod ansible_dispatch;
 mod arrows;
 mod browser;
+mod compensation;
 mod doubles;
 mod faults;
 mod github_dispatch;

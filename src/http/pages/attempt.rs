@@ -268,7 +268,12 @@ impl Failure {
             phase: attempt.failed_step.clone().unwrap_or_default(),
             message: attempt.error_message.clone().unwrap_or_default(),
             truncated: false,
-            server: attempt.server_id.clone().unwrap_or_default(),
+            // What becomes of it stands below, once it is to be undone.
+            server: attempt
+                .server_id
+                .clone()
+                .filter(|_| attempt.compensation.is_none())
+                .unwrap_or_default(),
             next,
             next_clock,
         }

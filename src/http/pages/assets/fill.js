@@ -259,7 +259,7 @@ function fillFailure(failure, attempt, job, last) {
   text(slot(failure, "message"), attempt.error_message);
   show(slot(failure, "truncated"), last && job.error_truncated);
   text(slot(failure, "server"), attempt.server_id);
-  show(slot(failure, "server-pair"), attempt.server_id);
+  show(slot(failure, "server-pair"), attempt.server_id && !attempt.compensation);
   const retry = last && attempt.retry_at ? Date.parse(attempt.retry_at) : null;
   const next = !last ? "followed" : retry ? "retry" : attempt.status === "cancelled" ? "cancelled" : "none";
   text(slot(failure, "next"), word(`next.${next}`));
