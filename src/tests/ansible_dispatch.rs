@@ -451,34 +451,43 @@ fn real_ansible() -> Option<PathBuf> {
 /// other tests takes longer to get to it.
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
+/// The real `ansible-playbook`, with these tasks for a node that is this machine; nothing, and a
+/// word about it, where there is none.
+#[expect(clippy::explicit_write, reason = "the harness would keep to itself what a macro prints")]
+async fn real(dir: &Path, tasks: &str, more: &[(&'static str, &str)]) -> Option<Machine> {
+    let Some(ansible) = real_ansible() else {
+        let why = "neither MILEPOST_ANSIBLE_PLAYBOOK nor .ci/python-tools has Ansible";
+        writeln!(std::io::stderr(), "skipped: {why}").unwrap();
+        return None;
+    };
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("ansible");
+    for name in ["ansible.cfg", "callback_plugins"] {
+        std::os::unix::fs::symlink(ours.join(name), dir.join(name)).unwrap();
+    }
+    std::fs::create_dir(dir.join("playbooks")).unwrap();
+    let play =
+        "- name: Play\n  hosts: target\n  connection: local\n  gather_facts: false\n  tasks:\n";
+    let playbook = dir.join("playbooks/node-provision.yml");
+    std::fs::write(playbook, format!("{play}{tasks}")).unwrap();
+    let mut settings = vec![
+        ("MILEPOST_ANSIBLE_PLAYBOOK", ansible.to_str().unwrap()),
+        ("MILEPOST_ANSIBLE_DIR", dir.to_str().unwrap()),
+    ];
+    settings.extend(more);
+    Some(Machine::start(FINE, &settings).await)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_ansible_tells_its_tasks_and_lines_as_they_come() {
-    let Some(ansible) = real_ansible() else {
-        // Past the harness, which keeps to itself what a test prints that is well.
-        let why = "neither MILEPOST_ANSIBLE_PLAYBOOK nor .ci/python-tools has Ansible";
-        writeln!(std::io::stderr(), "the_real_ansible_… skipped: {why}").unwrap();
-        return;
-    };
     let dir = data_dir();
-    let (ours, theirs) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("ansible"), dir.path());
-    for name in ["ansible.cfg", "callback_plugins"] {
-        std::os::unix::fs::symlink(ours.join(name), theirs.join(name)).unwrap();
-    }
-    std::fs::create_dir(theirs.join("playbooks")).unwrap();
-    let marker = theirs.join("marker");
-    let play = format!(
-        "- name: Play\n  hosts: target\n  connection: local\n  gather_facts: false\n  tasks:\n\
-         \x20   - name: Say who it is\n      ansible.builtin.debug:\n\
-         \x20       msg: \"{{{{ node_hostname }}}} at {{{{ node_public_ip }}}}\"\n\
-         \x20   - name: Mark the time\n      ansible.builtin.raw: date +%s.%N >{}\n",
+    let marker = dir.path().join("marker");
+    let tasks = format!(
+        "    - name: Say who it is\n      ansible.builtin.debug:\n        \
+         msg: \"{{{{ node_hostname }}}} at {{{{ node_public_ip }}}}\"\n    \
+         - name: Mark the time\n      ansible.builtin.raw: date +%s.%N >{}\n",
         marker.display()
     );
-    std::fs::write(theirs.join("playbooks/node-provision.yml"), play).unwrap();
-    let settings = [
-        ("MILEPOST_ANSIBLE_PLAYBOOK", ansible.to_str().unwrap()),
-        ("MILEPOST_ANSIBLE_DIR", theirs.to_str().unwrap()),
-    ];
-    let machine = Machine::start(FINE, &settings).await;
+    let Some(machine) = real(dir.path(), &tasks, &[]).await else { return };
     let job = machine.job().await;
     machine.until(&job, "succeeded").await;
     let tasks = machine.client.read("/api/events?type=TaskStarted").await;
@@ -494,4 +503,25 @@ async fn the_real_ansible_tells_its_tasks_and_lines_as_they_come() {
     let log = machine.client.read(&format!("/api/jobs/{job}/log")).await;
     assert!(log.to_string().contains("web-1 at 192.0.2.1"), "{log}");
     assert!(log.to_string().contains("PLAY RECAP"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_real_ansible_goes_with_a_killed_worker() {
+    let dir = data_dir();
+    let marker = dir.path().join("marker");
+    let tasks = format!(
+        "    - name: Take long\n      ansible.builtin.raw: echo $$ $PPID >{}; exec sleep 600\n",
+        marker.display()
+    );
+    let Some(mut machine) = real(dir.path(), &tasks, &[]).await else { return };
+    machine.job().await;
+    let pids = wait_until("the task has begun", || async {
+        std::fs::read_to_string(&marker).ok().filter(|text| text.ends_with('\n'))
+    })
+    .await;
+    machine.server.kill().await;
+    for pid in pids.split_whitespace() {
+        gone(pid).await;
+    }
+    wait_until("nothing is left", || async { (machine.left_behind() == 0).then_some(()) }).await;
 }
