@@ -18,7 +18,8 @@ run:
 	$${CARGO_TARGET_DIR:-./target}/release/milepost dev
 
 test:
-	@.ci/packages $(TESTING)
+	@.ci/packages $(TESTING) $(PYTHON)
+	@.ci/python-tools >/dev/null
 	cargo test --workspace
 	$(MAKE) test-playbooks
 
