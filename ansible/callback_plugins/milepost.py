@@ -59,6 +59,8 @@ options:
 
 # The server refuses a body that is larger, before it reads it.
 BODY_BYTES_MAX = 64 * 1024
+# And one with more lines, as a whole.
+LINES_MAX = 500
 # JSON makes six bytes of a control character: a line of nothing else must still fit into one body.
 LINE_BYTES_MAX = 8 * 1024
 # Of a command that failed, its last lines say why.
@@ -375,7 +377,7 @@ class Sender:
         while self._lines:
             number, line, size = self._lines[0]
             # After a gap a new message begins, since its `from` is what tells of the gap.
-            if size > room or number != first + len(message["lines"]):
+            if size > room or len(message["lines"]) == LINES_MAX or number != first + len(message["lines"]):
                 break
             room -= size
             message["lines"].append(line)

@@ -43,12 +43,19 @@ def why_not():
     if os.geteuid() != 0:
         return "only root can boot a machine with systemd-nspawn"
     missing = [program for program in PROGRAMS if not shutil.which(program)]
-    return f"missing: {', '.join(missing)}" if missing else None
+    if missing:
+        return f"missing: {', '.join(missing)}"
+    # Root of a container may not be allowed what root is.
+    probe = ["unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "true"]
+    made = subprocess.run(probe, capture_output=True, text=True)
+    return f"no namespaces can be made here: {made.stderr.strip()}" if made.returncode else None
 
 
 def cache_directory():
     target = os.environ.get("CARGO_TARGET_DIR") or ANSIBLE.parent / "target"
-    return pathlib.Path(target).resolve() / "hosts"
+    directory = pathlib.Path(target).resolve() / "hosts"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
 
 
 def run(*command, **options):

@@ -160,6 +160,15 @@ impl RunState {
 }
 
 impl AttemptState {
+    /// Another run than before has not been seen yet, however far that one was.
+    fn is_run_by(&mut self, workflow_run_id: Option<&str>) {
+        let Some(id) = workflow_run_id else { return };
+        if self.workflow_run_id.as_deref().is_some_and(|known| known != id) {
+            self.run.seen = None;
+        }
+        self.workflow_run_id = Some(id.to_owned());
+    }
+
     fn queued(number: Attempt, at: Timestamp) -> Self {
         Self {
             number,
@@ -329,9 +338,7 @@ impl Job {
             Event::WorkflowDispatched(event) => {
                 let attempt = self.current();
                 attempt.run_url.clone_from(&event.run_url);
-                if event.workflow_run_id.is_some() {
-                    attempt.workflow_run_id.clone_from(&event.workflow_run_id);
-                }
+                attempt.is_run_by(event.workflow_run_id.as_deref());
                 attempt.run.unresolved = false;
                 self.lease_until = None;
                 if event.held {
@@ -359,9 +366,7 @@ impl Job {
                 self.run(at);
                 let attempt = self.current();
                 attempt.progress.start(at);
-                if event.workflow_run_id.is_some() {
-                    attempt.workflow_run_id.clone_from(&event.workflow_run_id);
-                }
+                attempt.is_run_by(event.workflow_run_id.as_deref());
                 self.remember(recorded, event.attempt, "started", None, None);
             }
             Event::ProvisioningStepRecorded(event) => {

@@ -24,13 +24,25 @@ pub fn mask(redactor: &Redactor, lines: &mut [String]) {
         let begins = line.contains(KEY_BEGINS) && line.contains("PRIVATE KEY-----");
         let ends = line.contains(KEY_ENDS);
         within_key |= begins && !ends;
-        if within_key {
+        if within_key || begins || is_of_a_key(line) {
             MASK.clone_into(line);
         } else {
             redactor.mask_text(line);
         }
         within_key &= !ends;
     }
+}
+
+/// Characters of a full line in a private key: as OpenSSL and as OpenSSH write them.
+const KEY_LINE_CHARS: [usize; 2] = [64, 70];
+
+/// Whether a line may be out of the middle of a private key whose beginning is not in sight. A hash
+/// in hexadecimal digits, which is as long, is none.
+fn is_of_a_key(line: &str) -> bool {
+    let base64 = |it: u8| it.is_ascii_alphanumeric() || matches!(it, b'+' | b'/' | b'=');
+    KEY_LINE_CHARS.contains(&line.len())
+        && line.bytes().all(base64)
+        && !line.bytes().all(|it| it.is_ascii_hexdigit())
 }
 
 /// A line with its colours, without other escapes and control characters, and not too long.
@@ -151,5 +163,17 @@ mod tests {
         mask(&redactor, &mut lines);
         let masked = ["key=[redacted];", MASK, MASK, MASK, MASK, "\u{1b}[32mok\u{1b}[0m"];
         assert_eq!(lines, masked);
+    }
+
+    #[test]
+    fn a_private_key_is_masked_on_one_line_and_where_its_beginning_is_not_in_sight() {
+        let redactor = Redactor::new([]);
+        let middle = "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAABlwAAAAdzc2gtcn";
+        let (pem, hash) = ("MIIEpAIBAAKCAQEA".repeat(4), "0123456789abcdef".repeat(4));
+        let key = "OPENSSH PRIVATE KEY-----";
+        let one_line = format!(r"-----BEGIN {key}\n{middle}\n-----END {key}");
+        let mut lines = vec![one_line, middle.to_owned(), pem, hash.clone(), "ok".to_owned()];
+        mask(&redactor, &mut lines);
+        assert_eq!(lines, [MASK, MASK, MASK, &hash, "ok"]);
     }
 }

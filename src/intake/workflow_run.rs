@@ -38,8 +38,17 @@ pub struct WorkflowRun {
 
 #[derive(Deserialize)]
 struct Body {
-    workflow_run: WorkflowRun,
+    workflow_run: Told,
     repository: Repository,
+}
+
+/// A run, and what started it. Anybody can give a run a name: the title of a pull request is one.
+#[derive(Deserialize)]
+struct Told {
+    event: String,
+    path: String,
+    #[serde(flatten)]
+    run: WorkflowRun,
 }
 
 #[derive(Deserialize)]
@@ -47,8 +56,14 @@ struct Repository {
     full_name: String,
 }
 
-/// Checks a webhook of GitHub's. `None` for what does not concern Milepost: another event, or a
-/// run of another repository. Signed only in the form GitHub knows, `X-Hub-Signature-256`, which
+/// What makes a run one of ours: only those who may write to the repository dispatch a workflow.
+const DISPATCHED: &str = "workflow_dispatch";
+
+/// Where GitHub looks for workflows.
+const WORKFLOWS: &str = ".github/workflows/";
+
+/// Checks a webhook of GitHub's. `None` for what does not concern Milepost: another event, a run of
+/// another repository or workflow, or one that was not dispatched. Signed only in the form GitHub knows, `X-Hub-Signature-256`, which
 /// is therefore taken here also when callbacks must be signed as Standard Webhooks.
 ///
 /// # Errors
@@ -56,6 +71,7 @@ struct Repository {
 pub fn verify(
     rules: &Rules,
     repository: Option<&str>,
+    workflow: &str,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Option<Verified<WorkflowRun>>, IntakeError> {
@@ -72,7 +88,11 @@ pub fn verify(
         serde_json::from_slice(body).map_err(|error| IntakeError::Webhook(error.to_string()))?;
     // Names of repositories do not tell case apart.
     let ours = |name: &str| name.eq_ignore_ascii_case(&parsed.repository.full_name);
-    if !repository.is_some_and(ours) {
+    let told = parsed.workflow_run;
+    // A reference may stand behind the path.
+    let path = told.path.split('@').next().unwrap_or_default();
+    let is_workflow = path.strip_prefix(WORKFLOWS) == Some(workflow);
+    if !repository.is_some_and(ours) || !is_workflow || told.event != DISPATCHED {
         return Ok(None);
     }
     let delivery_id = header("x-github-delivery").map(str::to_owned);
@@ -90,7 +110,7 @@ pub fn verify(
         body: None,
         body_sha256: Some(hex::encode(Sha256::digest(body))),
     };
-    Ok(Some(Verified { value: parsed.workflow_run, evidence }))
+    Ok(Some(Verified { value: told.run, evidence }))
 }
 
 #[cfg(test)]
@@ -111,6 +131,7 @@ mod tests {
             "workflow_run": {
                 "id": 7, "display_title": "provision x attempt 1", "html_url": "https://g.example/7",
                 "run_attempt": 1, "status": "completed", "conclusion": "cancelled",
+                "event": "workflow_dispatch", "path": ".github/workflows/provision-agent.yml",
             },
             "repository": {"full_name": "milepost-dev/milepost"},
         })
@@ -138,7 +159,13 @@ mod tests {
         .collect();
         let rules = Rules { secrets: vec![secret], accept_x_signature };
         let sent = if tamper { format!("{body} ") } else { body.to_owned() };
-        verify(&rules, Some("Milepost-Dev/milepost"), &headers, sent.as_bytes())
+        verify(
+            &rules,
+            Some("Milepost-Dev/milepost"),
+            "provision-agent.yml",
+            &headers,
+            sent.as_bytes(),
+        )
     }
 
     #[test]
@@ -164,6 +191,13 @@ mod tests {
         assert!(check("ping", &body(), true, false).unwrap().is_none());
         let other = body().replace("milepost-dev/", "somebody/");
         assert!(check("workflow_run", &other, true, false).unwrap().is_none());
+        // A pull request's title is its run's name, and anybody can open one.
+        for (ours, theirs) in
+            [("workflow_dispatch", "pull_request"), ("provision-agent.yml", "ci.yml")]
+        {
+            let other = body().replace(ours, theirs);
+            assert!(check("workflow_run", &other, true, false).unwrap().is_none(), "{theirs}");
+        }
         let forged = check("workflow_run", &body(), true, true);
         assert!(matches!(forged, Err(IntakeError::Unauthorised(_))));
     }

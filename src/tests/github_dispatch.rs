@@ -354,6 +354,7 @@ async fn a_webhook_tells_of_the_end_of_a_run_once() {
         "workflow_run": {
             "id": run.id, "display_title": run.name, "html_url": "https://github.example/run",
             "run_attempt": 1, "status": "completed", "conclusion": "timed_out",
+            "event": "workflow_dispatch", "path": ".github/workflows/provision-agent.yml",
         },
         "repository": {"full_name": REPOSITORY},
     });

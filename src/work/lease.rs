@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use milepost_schemas::{JobId, Position};
 
 use crate::app::App;
@@ -48,18 +48,22 @@ impl Lease {
     }
 
     /// Renews it as long as it holds; returns when it is lost, so that whoever runs the attempt
-    /// stops. A database out of reach is no loss yet: the lease lapses by itself.
+    /// stops. A database out of reach is no loss yet: the lease lapses by itself, at its time, also
+    /// in the middle of a renewal that hangs.
     pub async fn keep(&self, app: &App) {
         let lease = app.config.limits.lease.unsigned_abs();
         let pause = (lease / RENEWALS_PER_LEASE).max(Duration::from_millis(1));
         let mut lapses_at = app.clock.now() + app.config.limits.lease;
-        while app.clock.now() < lapses_at {
-            tokio::time::sleep(pause).await;
-            let begun = app.clock.now();
-            match self.renew(app).await {
-                Ok(true) => lapses_at = begun + app.config.limits.lease,
-                Ok(false) => return,
-                Err(error) => {
+        loop {
+            let renewal = async {
+                tokio::time::sleep(pause).await;
+                (app.clock.now(), self.renew(app).await)
+            };
+            let left = lapses_at.duration_since(app.clock.now()).max(SignedDuration::ZERO);
+            match tokio::time::timeout(left.unsigned_abs(), renewal).await {
+                Ok((begun, Ok(true))) => lapses_at = begun + app.config.limits.lease,
+                Ok((_, Ok(false))) | Err(_) => return,
+                Ok((_, Err(error))) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(job = %self.job_id, error, "a lease cannot be renewed");
                 }

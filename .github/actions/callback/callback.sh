@@ -10,8 +10,9 @@
 #               without an answer nothing may be created.
 #   step, heartbeat
 #               tried once. Never fails: the next one implies it.
-#   done        tried for long. Never fails: the server runs, whether or not anybody hears of it, and
-#               Milepost asks GitHub how the run ended.
+#   done        tried for minutes, and well below the time after which a silent attempt has failed.
+#               Never fails: the server runs, whether or not anybody hears of it, and Milepost asks
+#               GitHub how the run ended.
 #   failed      tried for minutes, within what GitHub leaves to a run that was cancelled.
 #
 # What looks like a variable in single quotes is one of jq's.
@@ -24,7 +25,7 @@ answer_timeout=${MILEPOST_ANSWER_TIMEOUT:-15}
 pause_first=${MILEPOST_PAUSE_FIRST:-1}
 pause_max=${MILEPOST_PAUSE_MAX:-30}
 started_for=${MILEPOST_STARTED_FOR:-300}
-done_for=${MILEPOST_DONE_FOR:-1200}
+done_for=${MILEPOST_DONE_FOR:-240}
 failed_for=${MILEPOST_FAILED_FOR:-180}
 
 # What Milepost keeps of an error.
@@ -34,7 +35,7 @@ main() {
   local says=$1 body
   body=$(body_of "$says")
   case $says in
-    started) insist "$started_for" "$body" || refuse_to_go_on ;;
+    started) { insist "$started_for" "$body" && is_applied; } || refuse_to_go_on ;;
     step | heartbeat) insist 0 "$body" || complain "the $says callback was not taken; the run goes on" ;;
     done)
       insist "$done_for" "$body" ||
@@ -146,8 +147,15 @@ hex() {
 
 # --- what it comes to --------------------------------------------------------------------------------
 
+# A job that Milepost does not know, or not any more, has nobody who would use a server.
+is_applied() {
+  [[ $(jq -r '.applied == false' <<<"${answer:-null}" 2>/dev/null) != true ]]
+}
+
 refuse_to_go_on() {
-  if [[ $status == 409 ]]; then
+  if [[ $status == 2?? ]]; then
+    echo "::error::Milepost took the started callback and did not apply it: nothing is created"
+  elif [[ $status == 409 ]]; then
     echo "::notice::this attempt is over: nothing is created"
   else
     echo "::error::Milepost did not take the started callback (answer $status): nothing is created"

@@ -8,7 +8,9 @@ use milepost_schemas::Attempt;
 use milepost_schemas::event::{WORKFLOW_FAILED, WorkflowRunCancelRequested, WorkflowRunObserved};
 
 use super::ends::ServerFacts;
-use super::{JobDecision, Limits, REASON_BYTES_MAX, dispatched, last_words, run_ended, succeed};
+use super::{
+    JobDecision, LISTS_RUNS, Limits, REASON_BYTES_MAX, dispatched, last_words, run_ended, succeed,
+};
 
 /// How often a dispatcher is asked to end one attempt's run before it is left alone: a run ends by
 /// itself when its job's time is over, and at the gate it stops anyway.
@@ -62,6 +64,10 @@ fn rank(status: &str) -> u8 {
 /// server is kept as missing.
 pub(super) fn observe(job: &Job, run: RunSeen, now: Timestamp, limits: &Limits) -> JobDecision {
     let Some(attempt) = numbered(job, run.attempt) else { return JobDecision::nothing() };
+    if attempt.dispatcher.as_deref() != Some(LISTS_RUNS) {
+        // Nobody asked for a run of this attempt, whatever a run calls itself.
+        return JobDecision::nothing();
+    }
     let seen = attempt.run.seen.as_ref();
     let stale = seen.is_some_and(|(run_attempt, status)| {
         (*run_attempt, rank(status)) >= (run.run_attempt, rank(&run.status))

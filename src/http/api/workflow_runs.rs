@@ -28,8 +28,9 @@ use crate::work::runs::{observe, parse_name};
 pub async fn take(app: &App, request: Request) -> Result<Response, Problem> {
     let headers = request.headers().clone();
     let body = read_body(request, BODY_BYTES_MAX).await?;
-    let repository = app.config.github.settings.repository.as_deref();
-    let verified = verify(&app.config.rules, repository, &headers, &body)
+    let settings = &app.config.github.settings;
+    let (repository, workflow) = (settings.repository.as_deref(), settings.workflow.as_str());
+    let verified = verify(&app.config.rules, repository, workflow, &headers, &body)
         .map_err(|error| refuse(app, &error))?;
     let Some(verified) = verified else { return Ok(StatusCode::NO_CONTENT.into_response()) };
     let run = verified.value;

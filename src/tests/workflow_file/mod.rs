@@ -374,9 +374,9 @@ async fn a_jobs_id_is_never_code() {
         run.name = format!("provision {hostile} attempt 1");
         let machine = world.machine(&run);
         let (finished, _) = world.play(machine, &run).await;
-        // It belongs to no job, which stops no old workflow; but no server has such a name.
+        // It belongs to no job, so this workflow stops at the gate; an old one would go on.
         assert_eq!(
-            finished.outcomes["Create the server"], "failure",
+            finished.outcomes["Create the server"], "skipped",
             "{hostile}: {}",
             finished.log
         );
@@ -386,7 +386,7 @@ async fn a_jobs_id_is_never_code() {
         let kept = events
             .iter()
             .filter(|it| it["data"]["job_id"] == hostile && it["type"] == "CallbackRejected");
-        assert!(kept.count() >= 2, "{hostile}: its bodies say what it is");
+        assert!(kept.count() >= 1, "{hostile}: its body says what it is");
     }
 }
 
@@ -421,7 +421,7 @@ fn the_times_of_the_scripts_are_those_that_are_promised() {
                 "MILEPOST_PAUSE_FIRST:-1",
                 "MILEPOST_PAUSE_MAX:-30",
                 "MILEPOST_STARTED_FOR:-300",
-                "MILEPOST_DONE_FOR:-1200",
+                "MILEPOST_DONE_FOR:-240",
                 "MILEPOST_FAILED_FOR:-180",
             ][..],
         ),

@@ -181,7 +181,10 @@ async fn read_node(app: &App, order: &AttemptOrder) -> Result<Node, String> {
 /// Runs what was prepared, under its lease; what there is to say at its end.
 async fn attempt(app: &App, order: &AttemptOrder, run: &Run) -> Option<Report> {
     let ends_at = app.clock.now() + app.config.limits.attempt;
-    super::tell(app, order, Report::Held { workflow_run_id: None }).await;
+    if !super::tell(app, order, Report::Held { workflow_run_id: None }).await {
+        // Without its lease in the log nobody would find out soon that this worker is gone.
+        return None;
+    }
     let lease = Lease { job_id: order.job_id, claim: order.claim, ends_at };
     let mut stop = pin!(stop(app, order, &lease));
     let checked = play(app, order, run, true, &mut stop).await;

@@ -74,7 +74,8 @@ pub async fn claim(
         attempt: job.attempt().number,
         claim,
         refusals: job.attempt().run.refusals,
-        unresolved: job.attempt().run.unresolved,
+        // A run that turned up meanwhile is this attempt's: it is looked for, not asked for again.
+        unresolved: job.attempt().run.unresolved || job.attempt().workflow_run_id.is_some(),
         job_type: job.job_type,
         subject: job.subject,
     };
@@ -115,15 +116,17 @@ fn back_off(first: Duration, refusals: u32) -> SignedDuration {
     doubled.unwrap_or(BACK_OFF_MAX).min(BACK_OFF_MAX)
 }
 
-/// Says something of the attempt. That its claim is over is no trouble: its workflow has told the
-/// end itself, or a deadline was.
-async fn tell(app: &App, order: &AttemptOrder, report: Report) {
+/// Says something of the attempt; whether it is in the log. That its claim is over is no trouble: its
+/// workflow has told the end itself, or a deadline was.
+async fn tell(app: &App, order: &AttemptOrder, report: Report) -> bool {
     let command = JobCommand::Report { claim: order.claim, report };
     match execute::to_job(app, order.job_id, command, system(app, order.job_id)).await {
-        Ok(_) | Err(ExecuteError::Job(JobRefusal::Fenced(_))) => {}
+        Ok(_) => true,
+        Err(ExecuteError::Job(JobRefusal::Fenced(_))) => false,
         Err(error) => {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(job = %order.job_id, error, "a dispatch could not be recorded");
+            false
         }
     }
 }

@@ -25,7 +25,8 @@ pub async fn run(app: &App, order: AttemptOrder) {
         Err(error) => {
             let reason = format!("The rehearsal could not be started: {error}");
             let report = Report::DispatchFailed { reason, delay: RETRY_AFTER, unresolved: false };
-            return super::tell(app, &order, report).await;
+            super::tell(app, &order, report).await;
+            return;
         }
     };
     let workflow_run_id = child.id().map(|pid| format!("rehearsal-{pid}"));

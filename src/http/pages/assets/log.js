@@ -95,7 +95,10 @@ class Log extends HTMLElement {
   #append(row) {
     const index = Math.floor(this.#total / PAGE_ROWS);
     const within = this.#total % PAGE_ROWS;
-    if (within === 0) this.#pages.set(index, []);
+    if (within === 0) {
+      this.#pages.set(index, []);
+      this.#forget(index);
+    }
     const page = this.#pages.get(index);
     if (page?.length === within) page.push(row);
     this.#total = row.line;
