@@ -142,6 +142,8 @@ pub enum JobCommand {
         attempt: Attempt,
         /// The number of the try: the next one, or it is not recorded.
         try_number: u32,
+        /// How many of the servers that the workflow named it was about.
+        named: usize,
         /// What came of each thing.
         findings: Vec<Finding>,
     },
@@ -314,8 +316,8 @@ pub fn decide(
         JobCommand::RecordRunCancel { attempt, workflow_run_id, refusal } => {
             Ok(run::record_cancel(job, attempt, workflow_run_id, refusal))
         }
-        JobCommand::RecordCompensation { attempt, try_number, findings } => {
-            Ok(compensation::record(job, attempt, try_number, findings, now))
+        JobCommand::RecordCompensation { attempt, try_number, named, findings } => {
+            Ok(compensation::record(job, attempt, try_number, named, findings, now))
         }
         JobCommand::Prioritise { priority, by, reason } => prioritise(job, priority, by, reason),
         JobCommand::Tick => Ok(tick(job, now, limits)),

@@ -137,6 +137,11 @@ async fn try_once(
 ) -> Result<(), ExecuteError> {
     let identity = ServerIdentity { agent_id, attempt: id };
     let findings = servers.undo(identity, named).await;
-    let command = JobCommand::RecordCompensation { attempt: id.attempt, try_number, findings };
+    let command = JobCommand::RecordCompensation {
+        attempt: id.attempt,
+        try_number,
+        named: named.len(),
+        findings,
+    };
     execute::to_job(app, id.job_id, command, system(app, id.job_id)).await.map(drop)
 }

@@ -102,14 +102,17 @@ pub(super) fn record(
     job: &Job,
     number: Attempt,
     try_number: u32,
+    named: usize,
     findings: Vec<Finding>,
     now: Timestamp,
 ) -> JobDecision {
     let undoing = numbered(job, number).and_then(|it| it.compensation.as_ref());
     let open = undoing.filter(|it| it.is_open() && it.tries + 1 == try_number);
-    let (Some(_), Some(agent_id)) = (open, job.subject.agent_id()) else {
+    let (Some(undoing), Some(agent_id)) = (open, job.subject.agent_id()) else {
         return JobDecision::nothing();
     };
+    // A server that was named while the try was under way is for the next one, which is due.
+    let whole = undoing.server_ids.len() <= named;
     let (job_id, attempt) = (job.id, number);
     let failed = findings.iter().any(|finding| finding.outcome == UndoOutcome::Failed);
     let next_try_at = now + pause(try_number);
@@ -133,7 +136,7 @@ pub(super) fn record(
         .into()
     };
     let mut events: Vec<Event> = findings.into_iter().map(step).collect();
-    if !failed {
+    if !failed && whole {
         events.push(CompensationCompleted { job_id, agent_id, attempt }.into());
     }
     JobDecision::applied(events, None)

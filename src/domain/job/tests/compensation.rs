@@ -40,7 +40,7 @@ fn finding(outcome: UndoOutcome) -> Finding {
 
 fn tried(try_number: u32, outcomes: &[UndoOutcome]) -> JobCommand {
     let findings = outcomes.iter().map(|outcome| finding(*outcome)).collect();
-    JobCommand::RecordCompensation { attempt: FIRST, try_number, findings }
+    JobCommand::RecordCompensation { attempt: FIRST, try_number, named: usize::MAX, findings }
 }
 
 fn steps(decision: &JobDecision) -> Vec<&CompensationStepTaken> {
@@ -131,6 +131,27 @@ fn it_is_due_after_the_grace_or_when_the_run_has_ended() {
     assert!(is_due(&ended));
     job.wait(SignedDuration::from_secs(1));
     assert!(is_due(&job));
+}
+
+#[test]
+fn a_server_that_is_named_during_a_try_is_for_the_next_one() {
+    let without = |found: &[UndoOutcome]| {
+        let JobCommand::RecordCompensation { attempt, try_number, findings, .. } = tried(1, found)
+        else {
+            unreachable!("it is one")
+        };
+        JobCommand::RecordCompensation { attempt, try_number, named: 0, findings }
+    };
+    for (found, next) in [(&[][..], 1), (&[UndoOutcome::Removed], 2)] {
+        let mut job = cancelled();
+        job.wait_minutes(2);
+        job.hears(json!({"status": "failed", "server_id": "43"}));
+        let decision = job.orders(without(found));
+        assert!(!names(&decision).contains(&"CompensationCompleted"));
+        assert!(is_due(&job), "43 was not asked for");
+        job.orders(tried(next, &[UndoOutcome::Removed]));
+        assert!(!is_due(&job));
+    }
 }
 
 #[test]
