@@ -178,68 +178,45 @@ impl Projection for Compensations {
 
     fn apply(state: &mut Self::State, recorded: &Recorded<'_>) {
         state.job_id = job_of(recorded.event).or(state.job_id);
-        match recorded.event {
-            Event::CompensationRequested(event) => {
-                if !state.attempts.contains_key(&event.attempt.0) {
-                    state.set(event.attempt, event.begin_at, false);
+        match told(recorded.event) {
+            Some((_, attempt, Told::Requested { begin_at })) => {
+                if !state.attempts.contains_key(&attempt.0) {
+                    state.set(attempt, begin_at, false);
                 }
             }
-            Event::CompensationStepTaken(event) => {
-                if let Some(next_try_at) = event.next_try_at {
-                    state.set(event.attempt, next_try_at, true);
-                }
+            Some((_, attempt, Told::Tried { next_try_at: Some(next_try_at) })) => {
+                state.set(attempt, next_try_at, true);
             }
-            Event::CompensationCompleted(event) => {
-                state.attempts.remove(&event.attempt.0);
+            Some((_, attempt, Told::Completed)) => {
+                state.attempts.remove(&attempt.0);
             }
-            // `key` gives it no others.
-            Event::AgentCreated(_)
-            | Event::ProvisioningRequested(_)
-            | Event::AgentActivated(_)
-            | Event::ProvisioningEnded(_)
-            | Event::JobQueued(_)
-            | Event::WorkflowDispatchRequested(_)
-            | Event::WorkflowDispatched(_)
-            | Event::WorkflowDispatchFailed(_)
-            | Event::ProvisioningStarted(_)
-            | Event::ProvisioningStepRecorded(_)
-            | Event::HeartbeatRecorded(_)
-            | Event::JobSucceeded(_)
-            | Event::JobFailed(_)
-            | Event::JobRetried(_)
-            | Event::JobCancelled(_)
-            | Event::LateCallbackRecorded(_)
-            | Event::JobPriorityChanged(_)
-            | Event::TaskStarted(_)
-            | Event::JobLogRecorded(_)
-            | Event::WorkflowRunObserved(_)
-            | Event::WorkflowRunCancelRequested(_)
-            | Event::InstanceRequested(_)
-            | Event::InstanceStarted(_)
-            | Event::CallbackRejected(_)
-            | Event::NodeRegistered(_)
-            | Event::NodeProvisioningRequested(_)
-            | Event::NodeActivated(_)
-            | Event::NodeBecameUnreachable(_)
-            | Event::NodeDecommissionRequested(_)
-            | Event::NodeDecommissioned(_)
-            | Event::NodeDecommissionEnded(_)
-            | Event::NodeAddressTaken(_)
-            | Event::QueuePaused(_)
-            | Event::QueueResumed(_)
-            | Event::OrphanFound(_)
-            | Event::OrphanRemoved(_)
-            | Event::InstanceServerMissing(_) => {}
+            Some((_, _, Told::Tried { next_try_at: None })) | None => {}
         }
     }
 }
 
+/// What an event tells of a compensation.
+enum Told {
+    Requested { begin_at: Timestamp },
+    Tried { next_try_at: Option<Timestamp> },
+    Completed,
+}
+
 /// The job whose compensation an event tells of.
 fn job_of(event: &Event) -> Option<JobId> {
+    told(event).map(|(job_id, ..)| job_id)
+}
+
+/// The job and the attempt whose compensation an event tells of, and what it tells.
+fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
     match event {
-        Event::CompensationRequested(event) => Some(event.job_id),
-        Event::CompensationStepTaken(event) => Some(event.job_id),
-        Event::CompensationCompleted(event) => Some(event.job_id),
+        Event::CompensationRequested(event) => {
+            Some((event.job_id, event.attempt, Told::Requested { begin_at: event.begin_at }))
+        }
+        Event::CompensationStepTaken(event) => {
+            Some((event.job_id, event.attempt, Told::Tried { next_try_at: event.next_try_at }))
+        }
+        Event::CompensationCompleted(event) => Some((event.job_id, event.attempt, Told::Completed)),
         Event::AgentCreated(_)
         | Event::ProvisioningRequested(_)
         | Event::AgentActivated(_)
