@@ -7,9 +7,11 @@ pub mod job_log;
 pub mod jobs;
 pub mod metrics;
 pub mod nodes;
+pub mod proofs;
 pub mod queue;
 pub mod session;
 pub mod streams;
+pub mod tiles;
 pub mod webhooks;
 pub mod workflow_runs;
 
