@@ -4,12 +4,15 @@
 //! [`leaf`], [`tree`], [`proof`] and [`note`] are pure; [`seal`] follows the log and signs, [`verify`]
 //! takes nobody's word. Nothing here is on the way of an append.
 
+pub mod bundle;
+pub mod epoch;
 pub mod hash;
 pub mod key;
 pub mod leaf;
 pub mod note;
 pub mod path;
 pub mod proof;
+pub mod read;
 pub mod seal;
 pub mod store;
 pub mod tree;

@@ -45,7 +45,14 @@ impl Plan {
 
     /// The root of the tree of the first `size` leaves, of at least one.
     pub fn root(size: u64) -> Self {
-        Self { subtrees: vec![0..size] }
+        let whole = 0..size;
+        Self { subtrees: [whole].to_vec() }
+    }
+
+    /// The hash of one leaf.
+    pub fn leaf(index: u64) -> Self {
+        let leaf = index..index + 1;
+        Self { subtrees: [leaf].to_vec() }
     }
 
     /// The tiles it takes.

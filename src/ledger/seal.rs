@@ -14,6 +14,7 @@ use milepost_schemas::{Metadata, Position, StreamId};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
+use super::epoch;
 use super::hash::Hash;
 use super::key::{KeyFile, KeyFileError, SigningKey, signed};
 use super::leaf::Leaf;
@@ -102,7 +103,10 @@ pub enum Refusal {
     #[error("the stored checkpoint is wrong: {0}")]
     Checkpoint(String),
     /// The log is set back to before an epoch that this machine knows.
-    #[error("the log is in epoch {found}, and this machine has signed in epoch {known}")]
+    #[error(
+        "the log is in epoch {found}, this machine has signed in epoch {known}, and no event of the \
+         log says why. After a restore: milepost log new-epoch --reason …"
+    )]
     Epoch {
         /// The database's epoch.
         found: i64,
@@ -228,7 +232,7 @@ impl<'a> Sealer<'a> {
                 return Err(Refusal::Fork { size, signed, found }.into());
             }
         }
-        let known = known(file, epoch, head)?;
+        let known = known(app, file, epoch, head).await?;
         if let Some(known) = known.as_ref().filter(|known| known.size <= sealed) {
             let found = store::root(&client, known.size).await?;
             require_root(known, found)?;
@@ -445,19 +449,23 @@ async fn resume_tree(client: &Client, size: u64) -> Result<Tree, SealError> {
 }
 
 /// What this machine has signed last, if the log may contradict it.
-fn known(file: &KeyFile, epoch: i64, head: u64) -> Result<Option<Checkpoint>, SealError> {
+async fn known(
+    app: &App,
+    file: &KeyFile,
+    epoch: i64,
+    head: u64,
+) -> Result<Option<Checkpoint>, SealError> {
     let Some(note) = file.last_note()? else { return Ok(None) };
     let wrong = |error: note::NoteError| {
         Refusal::Checkpoint(format!("{}: {error}", file.note_path().display()))
     };
     let checkpoint = Note::parse(&note).and_then(|it| it.checkpoint()).map_err(wrong)?;
     let known = checkpoint.epoch().unwrap_or(epoch);
-    if known > epoch {
-        return Err(Refusal::Epoch { found: epoch, known }.into());
-    }
-    if known < epoch {
-        // A new epoch was begun since, and the log says why.
+    if known < epoch && epoch::is_told(&app.log, epoch).await? {
         return Ok(None);
+    }
+    if known != epoch {
+        return Err(Refusal::Epoch { found: epoch, known }.into());
     }
     if checkpoint.size > head {
         return Err(Refusal::Behind { head, signed: checkpoint.size }.into());

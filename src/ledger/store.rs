@@ -66,6 +66,15 @@ pub async fn hashes<C: GenericClient>(client: &C, plan: &Plan) -> Result<Vec<Has
     Ok(plan.hashes(&tiles)?)
 }
 
+/// The hash of the leaf at an index, from the tiles.
+///
+/// # Errors
+/// [`ProofError`].
+pub async fn leaf_hash<C: GenericClient>(client: &C, index: u64) -> Result<Hash, ProofError> {
+    let hashes = hashes(client, &Plan::leaf(index)).await?;
+    Ok(hashes[0])
+}
+
 /// The root of the tree of the first `size` leaves, from the tiles.
 ///
 /// # Errors

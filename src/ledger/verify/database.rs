@@ -1,15 +1,16 @@
 //! An audit of the log where it lives: events, tiles, checkpoints and keys from the database.
 
-use futures_util::{Stream, StreamExt as _};
+use futures_util::StreamExt as _;
 use milepost_schemas::Position;
 use tokio_postgres::{Client, IsolationLevel};
 
-use super::events::{Auditor, Examined, Examiner, SealedHash};
+use super::events::{Auditor, Examiner, SealedHash};
 use super::finding::Problem;
 use super::{Report, Told, Trust};
 use crate::ledger::hash::{HASH_BYTES, Hash};
-use crate::ledger::store;
-use crate::ledger::tree::{TILE_WIDTH, TileId};
+use crate::ledger::read::leaves;
+use crate::ledger::tree::{TILE_WIDTH, Tile, TileId};
+use crate::ledger::{Leaf, store};
 use crate::log::{Database, DatabaseError};
 
 /// Tiles of level 0 read at once: 512 KiB.
@@ -33,8 +34,9 @@ pub async fn database(
         auditor.find(position, Problem::Outside { head });
     }
     let mut tiles = Tiles::new(&client, auditor.sealed_size());
-    let mut chunks =
-        std::pin::pin!(examined(database, Position(head), connections, examiner));
+    let examine = move |position, leaf: &Leaf<'_>| examiner.examine(position, leaf);
+    let (after, upto) = (Position::START, Position(head));
+    let mut chunks = std::pin::pin!(leaves(database, after, upto, connections, examine));
     while let Some(chunk) = chunks.next().await {
         for event in chunk? {
             // A position that comes twice is one that another event has taken.
@@ -93,8 +95,8 @@ async fn compare_filled(client: &Client, auditor: &mut Auditor) -> Result<(), Da
 async fn compare(
     client: &Client,
     auditor: &mut Auditor,
-    tile: &crate::ledger::tree::Tile,
-    as_sealed: Option<&crate::ledger::tree::Tile>,
+    tile: &Tile,
+    as_sealed: Option<&Tile>,
 ) -> Result<(), DatabaseError> {
     let mut stored = store::tiles(client, &[tile.id].into()).await?;
     let stored = stored.remove(&tile.id).unwrap_or_default();
@@ -181,35 +183,5 @@ impl<'a> Tiles<'a> {
             }
         }
         Ok(())
-    }
-}
-
-/// Every event up to a position, examined, in order.
-fn examined(
-    database: &Database,
-    upto: Position,
-    _connections: usize,
-    examiner: Examiner,
-) -> impl Stream<Item = Result<Vec<Examined>, DatabaseError>> {
-    async_stream::try_stream! {
-        let client = database.get().await?;
-        let mut after = 0_i64;
-        loop {
-            let rows = client.query("SELECT position, stream_id, version, type, schema_version, recorded_at, header, body FROM event WHERE position > $1 AND position <= $2 ORDER BY position LIMIT 4096", &[&after, &(upto.0 as i64)]).await?;
-            let Some(last) = rows.last() else { break };
-            after = last.get(0);
-            yield rows.iter().map(|row| {
-                let leaf = crate::ledger::Leaf {
-                    stream: row.get(1),
-                    version: row.get::<_, i32>(2) as u32,
-                    code: row.get(3),
-                    schema_version: row.get(4),
-                    recorded_at_us: row.get::<_, jiff::Timestamp>(5).as_microsecond(),
-                    header: row.get(6),
-                    body: row.get(7),
-                };
-                examiner.examine(row.get::<_, i64>(0) as u64, &leaf)
-            }).collect();
-        }
     }
 }
