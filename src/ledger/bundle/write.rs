@@ -12,7 +12,7 @@ use super::{
 };
 use crate::ledger::note::Note;
 use crate::ledger::proof::Plan;
-use crate::ledger::read::leaves;
+use crate::ledger::read::{Piece, leaves};
 use crate::ledger::store::{self, SignedCheckpoint};
 use crate::ledger::Leaf;
 use crate::log::Database;
@@ -159,10 +159,8 @@ async fn write_part(
         file.write_all(b"[\n").map_err(io(&new))?;
     }
     while let Some(chunk) = chunks.next().await {
-        for (position, text) in chunk? {
-            if position != next {
-                return Err(BundleError::Missing(next));
-            }
+        let Piece::Events(events) = chunk? else { return Err(BundleError::Missing(next)) };
+        for (position, text) in events {
             next += 1;
             let comma = format == Format::Cloudevents && position < last;
             file.write_all(text.as_bytes()).map_err(io(&new))?;

@@ -8,7 +8,7 @@ use super::events::{Auditor, Examiner, SealedHash};
 use super::finding::Problem;
 use super::{Report, Told, Trust};
 use crate::ledger::hash::{HASH_BYTES, Hash};
-use crate::ledger::read::leaves;
+use crate::ledger::read::{GAPS_MAX, Piece, leaves};
 use crate::ledger::tree::{TILE_WIDTH, Tile, TileId};
 use crate::ledger::{Leaf, store};
 use crate::log::{Database, DatabaseError};
@@ -37,21 +37,31 @@ pub async fn database(
     let examine = move |position, leaf: &Leaf<'_>| examiner.examine(position, leaf);
     let (after, upto) = (Position::START, Position(head));
     let mut chunks = std::pin::pin!(leaves(database, after, upto, connections, examine));
-    while let Some(chunk) = chunks.next().await {
-        for event in chunk? {
-            // A position that comes twice is one that another event has taken.
-            while auditor.next() < event.position {
-                let sealed = tiles.at(auditor.next(), &mut auditor).await?;
-                auditor.take(None, sealed);
+    while let Some(piece) = chunks.next().await {
+        match piece? {
+            Piece::Events(events) => {
+                for event in &events {
+                    let sealed = tiles.at(event.position, &mut auditor).await?;
+                    auditor.take(Some(event), sealed);
+                }
             }
-            let sealed = tiles.at(event.position, &mut auditor).await?;
-            auditor.take(Some(&event), sealed);
+            Piece::Missing(first, last) => {
+                for position in first..=last {
+                    let sealed = tiles.at(position, &mut auditor).await?;
+                    auditor.take(None, sealed);
+                }
+            }
+            Piece::Torn(position) => {
+                auditor.find(position, Problem::Torn);
+                let sealed = tiles.at(position, &mut auditor).await?;
+                auditor.pass_over(sealed);
+            }
+            Piece::GivenUp(position) => {
+                auditor.find(position, Problem::GivenUp { gaps: GAPS_MAX });
+                return Ok(auditor.finish());
+            }
         }
         compare_filled(&client, &mut auditor).await?;
-    }
-    while auditor.next() <= head {
-        let sealed = tiles.at(auditor.next(), &mut auditor).await?;
-        auditor.take(None, sealed);
     }
     compare_filled(&client, &mut auditor).await?;
     for (tile, as_sealed) in auditor.open() {

@@ -200,12 +200,20 @@ impl Auditor {
 
     /// Takes the event at the next position, or says that there is none.
     pub fn take(&mut self, event: Option<&Examined>, sealed: SealedHash) {
-        let position = self.next();
-        let found = event.map(|event| event.leaf);
         match event {
             Some(event) => self.check(event),
-            None => self.find(position, Problem::Missing),
+            None => self.find(self.next(), Problem::Missing),
         }
+        self.append(event.map(|event| event.leaf), sealed);
+    }
+
+    /// Goes on behind an event of which it was said what is wrong.
+    pub fn pass_over(&mut self, sealed: SealedHash) {
+        self.append(None, sealed);
+    }
+
+    fn append(&mut self, found: Option<Hash>, sealed: SealedHash) {
+        let position = self.next();
         let sealed = match sealed {
             SealedHash::Hash(hash) => Some(hash),
             SealedHash::NotYet | SealedHash::Gone => None,

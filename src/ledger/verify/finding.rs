@@ -34,6 +34,15 @@ pub enum Problem {
     /// There is no event.
     #[error("the event is missing")]
     Missing,
+    /// There is an event, and no Milepost wrote it.
+    #[error("the event is none that could have been recorded: a field is null, or out of its range")]
+    Torn,
+    /// Too much is missing to go on.
+    #[error("there are more than {gaps} gaps: the audit ends here")]
+    GivenUp {
+        /// How many.
+        gaps: usize,
+    },
     /// There is an event where there can be none.
     #[error("there is an event outside the log, which ends at {head}")]
     Outside {
