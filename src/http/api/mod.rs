@@ -8,6 +8,7 @@ pub mod jobs;
 pub mod metrics;
 pub mod nodes;
 pub mod proofs;
+pub mod receipt;
 pub mod queue;
 pub mod session;
 pub mod streams;

@@ -1,0 +1,1 @@
+//! Exports: they stand by themselves.

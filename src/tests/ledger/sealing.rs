@@ -1,0 +1,1 @@
+//! Sealing as it goes on: its leader, its keys, its epochs.
