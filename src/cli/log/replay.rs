@@ -125,10 +125,7 @@ struct Told<'a> {
     metadata: Delivery,
 }
 
-async fn from_server(
-    server: &Server,
-    take: &mut impl FnMut(&Line) -> bool,
-) -> anyhow::Result<()> {
+async fn from_server(server: &Server, take: &mut impl FnMut(&Line) -> bool) -> anyhow::Result<()> {
     let client = server.client()?;
     let mut after = Position::START;
     let mut end = None;

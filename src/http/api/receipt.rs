@@ -62,10 +62,12 @@ mod tests {
 
     #[test]
     fn it_is_asked_for_by_name() {
-        let headers = |value: &str| HeaderMap::from_iter([(
-            axum::http::HeaderName::from_static(PREFER),
-            value.parse().unwrap(),
-        )]);
+        let headers = |value: &str| {
+            HeaderMap::from_iter([(
+                axum::http::HeaderName::from_static(PREFER),
+                value.parse().unwrap(),
+            )])
+        };
         assert!(is_preferred(&headers("receipt")));
         assert!(is_preferred(&headers("respond-async, Receipt")));
         assert!(!is_preferred(&headers("receipts")));

@@ -10,11 +10,11 @@ use super::{
     BUNDLE_VERSION, BundleError, Format, KeptCheckpoint, KeptKey, KeptProof, Line, Manifest,
     PART_EVENTS, hexed, part_path,
 };
+use crate::ledger::Leaf;
 use crate::ledger::note::Note;
 use crate::ledger::proof::Plan;
 use crate::ledger::read::{Piece, leaves};
 use crate::ledger::store::{self, SignedCheckpoint};
-use crate::ledger::Leaf;
 use crate::log::Database;
 
 /// Consistency proofs of a bundle: of the checkpoints that were kept last.
@@ -69,10 +69,8 @@ pub async fn export(
         }
     }
     let checkpoints = store::checkpoints(&client).await?;
-    let checkpoints: Vec<&SignedCheckpoint> = checkpoints
-        .iter()
-        .filter(|it| it.epoch < epoch || it.size <= manifest.size)
-        .collect();
+    let checkpoints: Vec<&SignedCheckpoint> =
+        checkpoints.iter().filter(|it| it.epoch < epoch || it.size <= manifest.size).collect();
     proofs.extend(consistencies(&client, &checkpoints, epoch).await?);
     let keys = store::keys(&client).await?;
     let keys: Vec<KeptKey> =

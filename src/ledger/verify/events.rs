@@ -85,7 +85,8 @@ impl Examiner {
 
     fn check_callback(&self, header: &[u8]) -> Signed {
         // Only what came as a callback has a form of signature.
-        if self.secrets.is_empty() || memchr::memmem::find(header, b"\"signature_form\"").is_none() {
+        if self.secrets.is_empty() || memchr::memmem::find(header, b"\"signature_form\"").is_none()
+        {
             return Signed::NotAsked;
         }
         let header: Result<Header, _> = serde_json::from_slice(header);
@@ -363,13 +364,8 @@ impl Auditor {
         self.findings_max = 4 * FINDINGS_MAX;
         let mut findings = Vec::new();
         let Told { keys: listed, checkpoints, .. } = &self.told;
-        let keys = Keys::follow(
-            listed,
-            &self.trust.keys,
-            &self.rotations,
-            checkpoints,
-            &mut findings,
-        );
+        let keys =
+            Keys::follow(listed, &self.trust.keys, &self.rotations, checkpoints, &mut findings);
         for finding in findings {
             self.find(finding.position, finding.problem);
         }
@@ -387,8 +383,7 @@ impl Auditor {
         report.sealed = last.map_or(0, |(size, _)| *size);
         report.root = last.and_then(|(size, _)| self.roots.get(size)).map(|it| it.of_events);
         report.streams = streams;
-        report.last_recorded_at =
-            jiff::Timestamp::from_microsecond(self.last_recorded_at_us).ok();
+        report.last_recorded_at = jiff::Timestamp::from_microsecond(self.last_recorded_at_us).ok();
         // What is of no position comes last.
         report.findings.sort_by_key(|finding| finding.position.wrapping_sub(1));
         report.findings.truncate(FINDINGS_MAX);

@@ -35,7 +35,9 @@ pub enum Problem {
     #[error("the event is missing")]
     Missing,
     /// There is an event, and no Milepost wrote it.
-    #[error("the event is none that could have been recorded: a field is null, or out of its range")]
+    #[error(
+        "the event is none that could have been recorded: a field is null, or out of its range"
+    )]
     Torn,
     /// Too much is missing to go on.
     #[error("there are more than {gaps} gaps: the audit ends here")]
@@ -50,7 +52,9 @@ pub enum Problem {
         head: u64,
     },
     /// The event is not the one that was sealed.
-    #[error("the event is not the one that was sealed: its leaf is {found}, and {sealed} was signed")]
+    #[error(
+        "the event is not the one that was sealed: its leaf is {found}, and {sealed} was signed"
+    )]
     Changed {
         /// The leaf's hash as the event gives it.
         found: Hash,

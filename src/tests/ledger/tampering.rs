@@ -60,7 +60,7 @@ const UNDO: &str = "BEGIN; \
      DELETE FROM event AS e WHERE NOT EXISTS \
          (SELECT FROM event_copy AS c WHERE c.position = e.position AND c IS NOT DISTINCT FROM e); \
      INSERT INTO event SELECT * FROM event_copy ON CONFLICT DO NOTHING; \
-     TRUNCATE tree_tile; INSERT INTO tree_tile SELECT * FROM tile_copy; \
+     DELETE FROM tree_tile; INSERT INTO tree_tile SELECT * FROM tile_copy; \
      DELETE FROM log_head; INSERT INTO log_head SELECT * FROM head_copy; \
      DELETE FROM checkpoint; INSERT INTO checkpoint SELECT * FROM checkpoint_copy; \
      COMMIT";
@@ -182,7 +182,8 @@ fn tile(dice: &mut Dice, size: u64) -> Tampering {
         }
         _ => {
             let bit = 1 << dice.roll(8);
-            let set = format!("hashes = set_byte(hashes, {byte}, get_byte(hashes, {byte}) # {bit})");
+            let set =
+                format!("hashes = set_byte(hashes, {byte}, get_byte(hashes, {byte}) # {bit})");
             Tampering { sql: update(set), position }
         }
     }
@@ -289,11 +290,7 @@ async fn rewrite(owner: &Client) -> Tree {
         owner
             .execute(
                 "UPDATE tree_tile SET hashes = $1 WHERE level = $2 AND tile_index = $3",
-                &[
-                    &concatenated(&tile.hashes),
-                    &i16::from(tile.id.level),
-                    &(tile.id.index as i64),
-                ],
+                &[&concatenated(&tile.hashes), &i16::from(tile.id.level), &(tile.id.index as i64)],
             )
             .await
             .unwrap();
