@@ -93,14 +93,14 @@ pub async fn record(
         epoch,
         size: size.0,
         signed_size,
-        begun_by: begun_by.clone(),
+        begun_by,
         reason: reason.to_owned(),
     };
     let decision = Decision {
         events: vec![(StreamId::LEDGER, event.into())],
         expected: vec![(StreamId::LEDGER, Expected::Any)],
         metadata: Arc::new(Metadata {
-            actor: begun_by,
+            actor: "system:new-epoch".to_owned(),
             correlation_id: StreamId::LEDGER.0,
             causation_id: None,
             callback: None,

@@ -42,9 +42,9 @@ async fn begin(args: &Args, url: String) -> anyhow::Result<()> {
     let former = epoch::raise(&Database::new(&url)?, Clock.now()).await?;
     let app = App::open(Config::of_tool(url), CancellationToken::new()).await?;
     let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
-    let (by, deadline) = (format!("operator:{user}"), Instant::now() + APPEND_TIMEOUT);
+    let deadline = Instant::now() + APPEND_TIMEOUT;
     let file = args.place.key_file();
-    let position = epoch::record(&app, former, by, reason, Some(&file), deadline).await?;
+    let position = epoch::record(&app, former, user, reason, Some(&file), deadline).await?;
     println!(
         "Epoch {} has begun with position {position}, after epoch {former}. Subscribers begin anew; \
          checkpoints are signed under a new origin.",

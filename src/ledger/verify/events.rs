@@ -153,6 +153,8 @@ pub struct Auditor {
     /// The sizes of checkpoints that are still to come, the smallest last.
     sizes: Vec<u64>,
     roots: HashMap<u64, Roots>,
+    /// Whether there was a position of which nothing is known.
+    blind: bool,
     rotations: Vec<Rotation>,
     epochs: Vec<LogEpochBegun>,
     /// Tiles above level 0 that were filled, as the events and as the sealed hashes give them.
@@ -184,6 +186,7 @@ impl Auditor {
             disagreements: Vec::new(),
             sizes,
             roots: HashMap::new(),
+            blind: false,
             rotations: Vec::new(),
             epochs: Vec::new(),
             upper: Vec::new(),
@@ -230,7 +233,8 @@ impl Auditor {
             }
         }
         // In the place of an event that is gone the tree takes what was sealed, so that what comes
-        // after it can still be judged.
+        // after it can still be judged. Where that is gone as well, no root says anything any more.
+        self.blind |= found.is_none() && sealed.is_none();
         let of_event = found.or(sealed).unwrap_or_else(Hash::empty);
         self.grow(of_event, sealed.unwrap_or(of_event));
     }
@@ -285,7 +289,7 @@ impl Auditor {
 
     fn note_roots(&mut self) {
         let size = self.tree.size();
-        if self.sizes.pop_if(|next| *next == size).is_none() {
+        if self.sizes.pop_if(|next| *next == size).is_none() || self.blind {
             return;
         }
         let of_events = self.tree.root();
@@ -374,7 +378,7 @@ impl Auditor {
         let kept = self.check_kept(&keys);
         self.judge([&signed[..], &kept].concat());
         let head = self.told.head;
-        if signed.is_empty() && head > 0 {
+        if self.report.checkpoints == 0 && head > 0 {
             self.find(0, Problem::Unsealed { head });
         }
         let last = signed.iter().max_by_key(|(size, _)| *size);
@@ -406,7 +410,7 @@ impl Auditor {
         }
     }
 
-    /// How many events of an epoch the log still has.
+    /// How many events of an epoch the log may still have.
     fn kept_of(&self, epoch: i64) -> Option<u64> {
         if epoch == self.told.epoch {
             return Some(self.told.head);
