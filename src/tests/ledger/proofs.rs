@@ -306,3 +306,30 @@ async fn a_callback_is_answered_with_a_receipt_when_it_asks_for_one() {
     let proof = inclusion(&client, answer["position"].as_u64().unwrap(), size).await;
     assert_eq!(proof["leaf_hash"], receipt["leaf_hash"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_workflow_s_action_prints_the_receipt() {
+    let server = Server::start().await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    sealed(&client).await;
+    let script =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".github/actions/callback/callback.sh");
+    for (says, printed) in [("started", true), ("heartbeat", false), ("step", true)] {
+        let output = tokio::process::Command::new("bash")
+            .arg(&script)
+            .arg(says)
+            .env("MILEPOST_CALLBACK_URL", format!("{}/api/webhooks/github", client.url))
+            .env("MILEPOST_CALLBACK_SECRET", server.ready("callback_secret"))
+            .env("MILEPOST_JOB_ID", &job)
+            .env("MILEPOST_ATTEMPT", "1")
+            .env("STEP", "vm_created")
+            .output()
+            .await
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let words = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(words.contains("receipt: position "), printed, "{says}: {words}");
+        assert_eq!(words.contains("receipt: \u{2014} "), printed, "{says}: {words}");
+    }
+}
