@@ -13,6 +13,7 @@ pub mod note;
 pub mod path;
 pub mod proof;
 pub mod read;
+pub mod refusal;
 pub mod seal;
 pub mod store;
 pub mod tree;

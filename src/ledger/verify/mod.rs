@@ -9,7 +9,9 @@
 
 mod database;
 mod events;
+mod examine;
 mod finding;
+mod judge;
 mod keys;
 
 use jiff::Timestamp;
@@ -19,7 +21,8 @@ use super::store::{ListedKey, SignedCheckpoint};
 use crate::intake::github::Secret;
 
 pub use database::database;
-pub use events::{Auditor, Examined, Examiner, SealedHash};
+pub use events::{Auditor, SealedHash};
+pub use examine::{Examined, Examiner};
 pub use finding::{FINDINGS_MAX, Finding, Problem};
 
 /// What the auditor brings along.

@@ -115,6 +115,10 @@ async fn a_key_is_rotated_by_both_and_the_log_says_so() {
     let trust = Trust { keys: vec![former.clone()], ..Trust::default() };
     let report = audit_with(&server, trust.clone()).await;
     assert!(report.is_clean(), "{:?}", report.findings);
+    // What was signed before the second key, that one has signed again.
+    let later = Trust { keys: vec![new.clone()], ..Trust::default() };
+    let report = audit_with(&server, later).await;
+    assert!(report.is_clean(), "{:?}", report.findings);
     // Without the signature of the first one it is only a key.
     server.stop().await;
     let owner = sql(&server.database_url()).await;

@@ -119,7 +119,13 @@ fn insert(dice: &mut Dice, size: u64) -> Tampering {
         )
     };
     let from = 1 + dice.roll(size);
-    match dice.roll(3) {
+    match dice.roll(4) {
+        // No event, but the log says that there is.
+        3 => {
+            let head = size + 1 + dice.roll(1 << 50);
+            let sql = format!("UPDATE log_head SET size = {head}");
+            Tampering { sql, position: size + 1 }
+        }
         0 => Tampering { sql: copy(&(size + 1).to_string(), from), position: size + 1 },
         1 => {
             let position = size + 2 + dice.roll(1_000);
