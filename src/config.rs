@@ -619,6 +619,37 @@ mod tests {
     }
 
     #[test]
+    fn how_servers_are_compared_is_a_setting_and_a_wrong_one_is_named() {
+        let read = |reconcile: Option<&str>, remove: Option<&str>| {
+            let get = |name: &str| match name {
+                "HCLOUD_TOKEN" | "TAILSCALE_OAUTH_CLIENT_ID" | "TAILSCALE_OAUTH_CLIENT_SECRET" => {
+                    Some("given".to_owned())
+                }
+                "MILEPOST_RECONCILE" => reconcile.map(str::to_owned),
+                "MILEPOST_REMOVE_ORPHANS" => remove.map(str::to_owned),
+                _ => None,
+            };
+            let mut wrong = Vec::new();
+            (Cloud::from_env(&get, &mut wrong), wrong)
+        };
+        let (cloud, wrong) = read(None, None);
+        let cloud = cloud.unwrap();
+        assert_eq!((cloud.reconcile, cloud.remove_orphans), (Duration::from_mins(10), false));
+        assert!(wrong.is_empty(), "{wrong:?}");
+        let (cloud, _) = read(Some("2.5"), Some("true"));
+        let cloud = cloud.unwrap();
+        assert_eq!((cloud.reconcile, cloud.remove_orphans), (Duration::from_millis(2_500), true));
+        for (reconcile, remove, name) in [
+            ("often", "true", "MILEPOST_RECONCILE"),
+            ("-1", "true", "MILEPOST_RECONCILE"),
+            ("1", "yes", "MILEPOST_REMOVE_ORPHANS"),
+        ] {
+            let (_, wrong) = read(Some(reconcile), Some(remove));
+            assert!(matches!(&wrong[..], [one] if one.starts_with(name)), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn each_kind_of_job_is_run_by_one_dispatcher() {
         let both = |agents, nodes| Ok(Dispatchers { agents, nodes });
         let (github, ansible) = (Some(Dispatcher::Github), Some(Dispatcher::Ansible));

@@ -414,6 +414,14 @@ async fn load_agent(log: &Log, id: AgentId) -> Result<(u32, Option<Agent>), Exec
     Ok((version, agent))
 }
 
+/// Reads an agent's state from the log, as fresh as the database is.
+///
+/// # Errors
+/// [`ExecuteError::Database`] or [`ExecuteError::Unreadable`].
+pub async fn read_agent(log: &Log, id: AgentId) -> Result<Option<Agent>, ExecuteError> {
+    Ok(load_agent(log, id).await?.1)
+}
+
 /// Reads a node's state from the log, as fresh as the database is.
 ///
 /// # Errors
@@ -449,9 +457,8 @@ fn fold(mut loaded: Loaded, events: &[Arc<Committed>], id: JobId) -> Option<Load
 }
 
 fn append_of(job: &Job, version: u32, decision: JobDecision, metadata: Arc<Metadata>) -> Decision {
-    let changed = decision.events.iter().find_map(|event| match event {
-        Event::JobPriorityChanged(event) => Some(event.priority),
-        _ => None,
+    let changed = decision.events.iter().find_map(|event| {
+        if let Event::JobPriorityChanged(event) = event { Some(event.priority) } else { None }
     });
     let priority = changed.unwrap_or(job.priority);
     let queue = decision.queue.map(|(state, due_at)| QueueRow {
@@ -502,6 +509,7 @@ fn stream_of(event: &Event) -> StreamId {
         Event::InstanceStarted(event) => event.instance_id.stream(),
         Event::NodeAddressTaken(event) => address_stream(&event.address),
         Event::InstanceServerMissing(event) => event.instance_id.stream(),
+        Event::InstanceServerNotFound(event) => event.instance_id.stream(),
         Event::OrphanFound(event) => orphan_stream(event.resource, &event.resource_id),
         Event::OrphanRemoved(event) => orphan_stream(event.resource, &event.resource_id),
         Event::QueuePaused(_) | Event::QueueResumed(_) => StreamId::QUEUE,

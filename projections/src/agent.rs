@@ -25,6 +25,9 @@ pub struct Agent {
     pub latest: Option<(JobId, InstanceId)>,
     /// Whether a server of it has ever run.
     pub activated: bool,
+    /// The job that built the server it runs on: the latest that came to one.
+    #[serde(default)]
+    pub serving: Option<JobId>,
 }
 
 impl Agent {
@@ -41,6 +44,7 @@ impl Agent {
                 active_job: None,
                 latest: None,
                 activated: false,
+                serving: None,
             });
         }
         let Some(agent) = state else { return };
@@ -50,9 +54,10 @@ impl Agent {
                 agent.active_job = Some(event.job_id);
                 agent.latest = Some((event.job_id, event.instance_id));
             }
-            Event::AgentActivated(_) => {
+            Event::AgentActivated(event) => {
                 agent.active_job = None;
                 agent.activated = true;
+                agent.serving = Some(event.job_id);
             }
             Event::ProvisioningEnded(_) => agent.active_job = None,
             Event::JobQueued(_)
@@ -69,6 +74,8 @@ impl Agent {
             | Event::LateCallbackRecorded(_)
             | Event::WorkflowRunObserved(_)
             | Event::WorkflowRunCancelRequested(_)
+            | Event::RunnerEndAwaited(_)
+            | Event::RunnerEnded(_)
             | Event::JobPriorityChanged(_)
             | Event::TaskStarted(_)
             | Event::JobLogRecorded(_)
@@ -89,9 +96,11 @@ impl Agent {
             | Event::CompensationRequested(_)
             | Event::CompensationStepTaken(_)
             | Event::CompensationCompleted(_)
+            | Event::CompensationPutOff(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
+            | Event::InstanceServerNotFound(_)
             | Event::QueueResumed(_) => return,
         }
         agent.updated_at = at;

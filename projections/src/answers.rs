@@ -351,7 +351,8 @@ pub struct AttemptAnswer {
 /// The undoing of what an attempt made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CompensationAnswer {
-    /// `waiting` for its first try, `failed` where a try left something, or `completed`.
+    /// `waiting` for its first try, `failed` where a try left something, `awaits_run` where
+    /// nothing was left but its run goes on, or `completed`.
     pub status: &'static str,
     /// How often it was tried.
     pub tries: u32,
@@ -381,6 +382,7 @@ impl CompensationAnswer {
         let open = undoing.is_open();
         let status = match (open, undoing.next_try_at) {
             (false, _) => "completed",
+            (true, Some(_)) if undoing.awaits_run => "awaits_run",
             (true, None) => "waiting",
             (true, Some(_)) => "failed",
         };

@@ -2,7 +2,7 @@
 //! what the dashboard shows.
 
 use jiff::Timestamp;
-use milepost_schemas::event::Server;
+use milepost_schemas::event::{InstanceServerMissing, InstanceServerNotFound, Server};
 use milepost_schemas::{AgentId, Event, InstanceId, JobId, Position};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -128,10 +128,9 @@ impl Board {
                     instance.missing.clone_from(&event.missing);
                 }
             }
-            Event::InstanceServerMissing(event) => {
-                if let Some(instance) =
-                    self.instance.as_mut().filter(|it| it.id == event.instance_id)
-                {
+            Event::InstanceServerMissing(InstanceServerMissing { instance_id, .. })
+            | Event::InstanceServerNotFound(InstanceServerNotFound { instance_id, .. }) => {
+                if let Some(instance) = self.instance.as_mut().filter(|it| it.id == *instance_id) {
                     instance.server_missing_since = Some(recorded.recorded_at);
                 }
             }
@@ -158,7 +157,8 @@ impl Board {
             | Event::WorkflowRunCancelRequested(_)
             | Event::CompensationRequested(_)
             | Event::CompensationStepTaken(_)
-            | Event::CompensationCompleted(_) => {
+            | Event::CompensationCompleted(_)
+            | Event::CompensationPutOff(_) => {
                 if self.job.as_ref().map(|job| job.id) == job_of(recorded.event) {
                     Job::apply(&mut self.job, recorded);
                 }
@@ -178,6 +178,8 @@ impl Board {
             | Event::LogEpochBegun(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
+            | Event::RunnerEndAwaited(_)
+            | Event::RunnerEnded(_)
             | Event::QueueResumed(_) => return,
         }
         self.position = recorded.position;
@@ -212,7 +214,9 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         Event::CompensationRequested(event) => Some(event.agent_id),
         Event::CompensationStepTaken(event) => Some(event.agent_id),
         Event::CompensationCompleted(event) => Some(event.agent_id),
+        Event::CompensationPutOff(event) => Some(event.agent_id),
         Event::InstanceServerMissing(event) => Some(event.agent_id),
+        Event::InstanceServerNotFound(event) => Some(event.agent_id),
         Event::JobLogRecorded(_)
         | Event::CallbackRejected(_)
         | Event::NodeRegistered(_)
@@ -228,6 +232,8 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         | Event::LogEpochBegun(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
+        | Event::RunnerEndAwaited(_)
+        | Event::RunnerEnded(_)
         | Event::QueueResumed(_) => None,
     }
 }
@@ -237,7 +243,7 @@ pub struct Boards;
 
 impl Projection for Boards {
     const NAME: &'static str = "board";
-    const VERSION: i16 = 3;
+    const VERSION: i16 = 4;
     type State = Board;
 
     fn key(event: &Event) -> Option<Uuid> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use milepost_schemas::event::{
-    CompensationRequested, CompensationStepTaken, Resource, UndoOutcome,
+    CompensationPutOff, CompensationRequested, CompensationStepTaken, Resource, UndoOutcome,
 };
 use milepost_schemas::{Attempt, Event, JobId, StreamId};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,9 @@ pub struct Compensation {
     pub tries: u32,
     /// When it is tried again, after a try that left something.
     pub next_try_at: Option<Timestamp>,
+    /// Whether nothing was left, and its run may make more: it is tried again once that is over.
+    #[serde(default)]
+    pub awaits_run: bool,
     /// When it was done.
     pub completed_at: Option<Timestamp>,
     /// Of each thing, what came of it last.
@@ -56,10 +59,11 @@ impl Compensation {
         self.completed_at.is_none()
     }
 
-    /// When to try next; the grace is over when the run is.
+    /// When to try next; the grace is over when the run is, and so is the wait for it.
     pub fn due_at(&self, run_ended: bool) -> Timestamp {
         let first = if run_ended { Timestamp::MIN } else { self.begin_at };
-        self.next_try_at.unwrap_or(first)
+        let put_off = self.next_try_at.filter(|_| !(run_ended && self.awaits_run));
+        put_off.unwrap_or(first)
     }
 
     /// Whether a server is among those it knows.
@@ -85,6 +89,7 @@ impl Compensation {
             begin_at: event.begin_at,
             tries: 0,
             next_try_at: None,
+            awaits_run: false,
             completed_at: None,
             steps: Vec::new(),
         });
@@ -103,11 +108,21 @@ impl Compensation {
 
     pub(crate) fn step(&mut self, event: &CompensationStepTaken) {
         self.tries = event.try_number;
+        self.awaits_run = false;
         if event.next_try_at.is_some() {
             self.next_try_at = event.next_try_at;
         }
         let CompensationStepTaken { resource, resource_id, outcome, detail, .. } = event;
         let (resource_id, detail) = (resource_id.clone(), detail.clone());
+        let gone = *outcome == UndoOutcome::AlreadyGone;
+        let removed = |step: &UndoStep| {
+            step.outcome == UndoOutcome::Removed
+                && (step.resource, &step.resource_id) == (*resource, &resource_id)
+        };
+        if gone && self.steps.iter().any(removed) {
+            // By an earlier try: that is what became of it.
+            return;
+        }
         // That somebody can be asked again makes it no matter that once nobody could.
         self.steps.retain(|step| {
             step.resource != *resource
@@ -119,9 +134,17 @@ impl Compensation {
         }
     }
 
+    pub(crate) fn put_off(&mut self, event: &CompensationPutOff) {
+        self.tries = event.try_number;
+        self.next_try_at = Some(event.next_try_at);
+        self.awaits_run = true;
+        self.steps.retain(|step| step.outcome != UndoOutcome::Failed);
+    }
+
     pub(crate) fn complete(&mut self, at: Timestamp) {
         self.completed_at = Some(at);
         self.next_try_at = None;
+        self.awaits_run = false;
         self.steps.retain(|step| step.outcome != UndoOutcome::Failed);
     }
 }
@@ -147,7 +170,8 @@ pub struct OpenCompensations {
 pub struct OpenCompensation {
     /// When it is tried next.
     pub due_at: Timestamp,
-    /// Whether it was tried before: until then the end of its run makes it due at once.
+    /// Whether it was tried before, and does not wait for its run: the end of that makes it due at
+    /// once.
     pub tried: bool,
 }
 
@@ -165,7 +189,7 @@ pub struct Compensations;
 
 impl Projection for Compensations {
     const NAME: &'static str = "compensations";
-    const VERSION: i16 = 1;
+    const VERSION: i16 = 2;
     type State = OpenCompensations;
 
     fn key(event: &Event) -> Option<Uuid> {
@@ -187,6 +211,9 @@ impl Projection for Compensations {
             Some((_, attempt, Told::Tried { next_try_at: Some(next_try_at) })) => {
                 state.set(attempt, next_try_at, true);
             }
+            Some((_, attempt, Told::PutOff { next_try_at })) => {
+                state.set(attempt, next_try_at, false);
+            }
             Some((_, attempt, Told::Completed)) => {
                 state.attempts.remove(&attempt.0);
             }
@@ -199,6 +226,7 @@ impl Projection for Compensations {
 enum Told {
     Requested { begin_at: Timestamp },
     Tried { next_try_at: Option<Timestamp> },
+    PutOff { next_try_at: Timestamp },
     Completed,
 }
 
@@ -217,6 +245,9 @@ fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
             Some((event.job_id, event.attempt, Told::Tried { next_try_at: event.next_try_at }))
         }
         Event::CompensationCompleted(event) => Some((event.job_id, event.attempt, Told::Completed)),
+        Event::CompensationPutOff(event) => {
+            Some((event.job_id, event.attempt, Told::PutOff { next_try_at: event.next_try_at }))
+        }
         Event::AgentCreated(_)
         | Event::ProvisioningRequested(_)
         | Event::AgentActivated(_)
@@ -238,6 +269,8 @@ fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
         | Event::JobLogRecorded(_)
         | Event::WorkflowRunObserved(_)
         | Event::WorkflowRunCancelRequested(_)
+        | Event::RunnerEndAwaited(_)
+        | Event::RunnerEnded(_)
         | Event::InstanceRequested(_)
         | Event::InstanceStarted(_)
         | Event::CallbackRejected(_)
@@ -255,6 +288,7 @@ fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
         | Event::QueueResumed(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
-        | Event::InstanceServerMissing(_) => None,
+        | Event::InstanceServerMissing(_)
+        | Event::InstanceServerNotFound(_) => None,
     }
 }

@@ -19,6 +19,12 @@ pub const DELIVERIES_MAX: usize = 256;
 /// Distinct (attempt, kind, step) callbacks a job remembers for senders without delivery ids.
 pub const CALLBACKS_MAX: usize = 256;
 
+/// The status of a run at work, in GitHub's words.
+pub const RUN_IN_PROGRESS: &str = "in_progress";
+
+/// The status of a run that is over, in GitHub's words.
+pub const RUN_COMPLETED: &str = "completed";
+
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -100,6 +106,15 @@ pub struct RunningTask {
     pub position: Position,
 }
 
+/// What a worker still runs of an attempt that somebody has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// Where the worker's claim stands in the log.
+    pub claim: Position,
+    /// When its end is waited for no longer.
+    pub until: Timestamp,
+}
+
 /// One attempt of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptState {
@@ -119,7 +134,7 @@ pub struct AttemptState {
     pub held: bool,
     /// When it was claimed, or first heard of.
     pub started_at: Option<Timestamp>,
-    /// When it was last heard of: a callback, or its dispatch.
+    /// When it was last heard of: a callback, its dispatch, or its run seen at work.
     pub heard_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
@@ -155,7 +170,7 @@ pub struct RunState {
 impl RunState {
     /// Whether its run has ended: it makes nothing more.
     pub fn is_over(&self) -> bool {
-        self.seen.as_ref().is_some_and(|(_, status)| status == "completed")
+        self.seen.as_ref().is_some_and(|(_, status)| status == RUN_COMPLETED)
     }
 }
 
@@ -243,6 +258,9 @@ pub struct Job {
     pub position: Position,
     /// Who ended it, where somebody did.
     pub cancelled_by: Option<String>,
+    /// What its worker still runs, where somebody ended it meanwhile.
+    #[serde(default)]
+    pub ending: Option<Ending>,
     /// Every attempt so far, in order; never empty.
     pub attempts: Vec<AttemptState>,
     // For decisions only, which fold the stream themselves: a view's row does without.
@@ -315,6 +333,7 @@ impl Job {
             updated_at: at,
             position: recorded.position,
             cancelled_by: None,
+            ending: None,
             attempts: vec![AttemptState::queued(Attempt::FIRST, at)],
             deliveries: VecDeque::new(),
             callbacks: VecDeque::new(),
@@ -415,9 +434,15 @@ impl Job {
                 self.remember(recorded, event.attempt, &event.kind, step, Some(event.reason));
             }
             Event::WorkflowRunObserved(event) => {
+                let waits = self.attempt().number == event.attempt
+                    && matches!(self.status, JobStatus::Dispatching | JobStatus::Running);
                 if let Some(attempt) = self.numbered(event.attempt) {
                     attempt.run.seen = Some((event.run_attempt, event.status.clone()));
                     attempt.workflow_run_id.get_or_insert_with(|| event.workflow_run_id.clone());
+                    // Seen at work, it is heard of, whatever becomes of its own words.
+                    if waits && event.status == RUN_IN_PROGRESS {
+                        attempt.heard_at = Some(at);
+                    }
                 }
             }
             Event::WorkflowRunCancelRequested(event) => {
@@ -442,6 +467,16 @@ impl Job {
                     undone.complete(at);
                 }
             }
+            Event::CompensationPutOff(event) => {
+                if let Some(undone) = self.compensation(event.attempt) {
+                    undone.put_off(event);
+                }
+            }
+            Event::RunnerEndAwaited(event) => {
+                // It comes before the cancel, which ends the claim.
+                self.ending = self.claim.map(|claim| Ending { claim, until: event.until });
+            }
+            Event::RunnerEnded(_) => self.ending = None,
             Event::JobQueued(_)
             | Event::AgentCreated(_)
             | Event::ProvisioningRequested(_)
@@ -465,6 +500,7 @@ impl Job {
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
+            | Event::InstanceServerNotFound(_)
             | Event::QueueResumed(_) => return,
         }
         self.updated_at = at;
@@ -604,7 +640,7 @@ pub struct Jobs;
 
 impl Projection for Jobs {
     const NAME: &'static str = "jobs";
-    const VERSION: i16 = 3;
+    const VERSION: i16 = 4;
     type State = Option<Job>;
 
     fn key(event: &Event) -> Option<Uuid> {
@@ -642,6 +678,9 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         Event::CompensationRequested(event) => Some(event.job_id),
         Event::CompensationStepTaken(event) => Some(event.job_id),
         Event::CompensationCompleted(event) => Some(event.job_id),
+        Event::CompensationPutOff(event) => Some(event.job_id),
+        Event::RunnerEndAwaited(event) => Some(event.job_id),
+        Event::RunnerEnded(event) => Some(event.job_id),
         // What a job prints has a stream of its own.
         Event::JobLogRecorded(_)
         | Event::AgentCreated(_)
@@ -665,6 +704,7 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
         | Event::InstanceServerMissing(_)
+        | Event::InstanceServerNotFound(_)
         | Event::QueueResumed(_) => None,
     }
 }

@@ -111,6 +111,8 @@ impl Node {
             | Event::JobPriorityChanged(_)
             | Event::WorkflowRunObserved(_)
             | Event::WorkflowRunCancelRequested(_)
+            | Event::RunnerEndAwaited(_)
+            | Event::RunnerEnded(_)
             | Event::TaskStarted(_)
             | Event::JobLogRecorded(_)
             | Event::InstanceRequested(_)
@@ -122,9 +124,11 @@ impl Node {
             | Event::CompensationRequested(_)
             | Event::CompensationStepTaken(_)
             | Event::CompensationCompleted(_)
+            | Event::CompensationPutOff(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
+            | Event::InstanceServerNotFound(_)
             | Event::QueueResumed(_) => return,
         }
         node.updated_at = at;
@@ -185,6 +189,8 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         Event::JobPriorityChanged(event) => event.node_id,
         Event::WorkflowRunObserved(event) => event.node_id,
         Event::WorkflowRunCancelRequested(event) => event.node_id,
+        Event::RunnerEndAwaited(event) => Some(event.node_id),
+        Event::RunnerEnded(event) => Some(event.node_id),
         Event::TaskStarted(event) => event.node_id,
         Event::NodeRegistered(event) => Some(event.node_id),
         Event::NodeProvisioningRequested(event) => Some(event.node_id),
@@ -208,9 +214,11 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         | Event::CompensationRequested(_)
         | Event::CompensationStepTaken(_)
         | Event::CompensationCompleted(_)
+        | Event::CompensationPutOff(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
         | Event::InstanceServerMissing(_)
+        | Event::InstanceServerNotFound(_)
         | Event::QueueResumed(_) => None,
     }
 }
@@ -225,7 +233,7 @@ pub struct Nodes;
 
 impl Projection for Nodes {
     const NAME: &'static str = "nodes";
-    const VERSION: i16 = 2;
+    const VERSION: i16 = 3;
     type State = NodeRow;
 
     fn key(event: &Event) -> Option<Uuid> {

@@ -53,6 +53,8 @@ impl Queue {
             | Event::JobPriorityChanged(_)
             | Event::WorkflowRunObserved(_)
             | Event::WorkflowRunCancelRequested(_)
+            | Event::RunnerEndAwaited(_)
+            | Event::RunnerEnded(_)
             | Event::TaskStarted(_)
             | Event::JobLogRecorded(_)
             | Event::InstanceRequested(_)
@@ -69,11 +71,13 @@ impl Queue {
             | Event::CompensationRequested(_)
             | Event::CompensationStepTaken(_)
             | Event::CompensationCompleted(_)
+            | Event::CompensationPutOff(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
             | Event::LogKeyRotated(_)
-            | Event::LogEpochBegun(_) => None,
+            | Event::LogEpochBegun(_)
+            | Event::InstanceServerNotFound(_) => None,
         };
         Self { paused }
     }

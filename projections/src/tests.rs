@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use milepost_schemas::event::{
-    AgentActivated, AgentCreated, CallbackRejected, CompensationCompleted, CompensationReason,
-    CompensationRequested, CompensationStepTaken, HeartbeatRecorded, InstanceRequested,
-    InstanceServerMissing, InstanceStarted, JobCancelled, JobFailed, JobLogRecorded,
-    JobPriorityChanged, JobQueued, JobRetried, JobSucceeded, LateCallbackRecorded, LogEpochBegun,
-    LogKeyRotated, NodeActivated, NodeAddressTaken, NodeBecameUnreachable, NodeDecommissionEnded,
-    NodeDecommissionRequested, NodeDecommissioned, NodeProvisioningRequested, NodeRegistered,
-    NotApplied, OrphanFound, OrphanReason, OrphanRemoved, Outcome, ProvisioningEnded,
-    ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded, QueuePaused,
-    QueueResumed, Resource, Retry, Server, TaskStarted, UndoOutcome, WORKFLOW_FAILED,
+    AgentActivated, AgentCreated, CallbackRejected, CompensationCompleted, CompensationPutOff,
+    CompensationReason, CompensationRequested, CompensationStepTaken, HeartbeatRecorded,
+    InstanceRequested, InstanceServerMissing, InstanceServerNotFound, InstanceStarted,
+    JobCancelled, JobFailed, JobLogRecorded, JobPriorityChanged, JobQueued, JobRetried,
+    JobSucceeded, LateCallbackRecorded, LogEpochBegun, LogKeyRotated, NodeActivated,
+    NodeAddressTaken, NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested,
+    NodeDecommissioned, NodeProvisioningRequested, NodeRegistered, NotApplied, OrphanFound,
+    OrphanReason, OrphanRemoved, Outcome, ProvisioningEnded, ProvisioningRequested,
+    ProvisioningStarted, ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry,
+    RunnerEndAwaited, RunnerEnded, Server, TaskStarted, UndoOutcome, WORKFLOW_FAILED,
     WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
     WorkflowRunCancelRequested, WorkflowRunObserved,
 };
@@ -64,6 +65,7 @@ fn stream_of(event: &Event) -> StreamId {
         (Event::InstanceRequested(event), _) => event.instance_id.stream(),
         (Event::InstanceStarted(event), _) => event.instance_id.stream(),
         (Event::InstanceServerMissing(event), _) => event.instance_id.stream(),
+        (Event::InstanceServerNotFound(event), _) => event.instance_id.stream(),
         (Event::JobLogRecorded(event), _) => event.job_id.log_stream(),
         _ => AGENT.stream(),
     }
@@ -474,6 +476,24 @@ fn any_event() -> impl Strategy<Value = Event> {
                 EventType::CompensationCompleted => {
                     CompensationCompleted { job_id, agent_id, attempt }.into()
                 }
+                EventType::CompensationPutOff => CompensationPutOff {
+                    job_id,
+                    agent_id,
+                    attempt,
+                    workflow_run_id: step,
+                    try_number: attempt.0,
+                    next_try_at: at(second_at),
+                }
+                .into(),
+                EventType::RunnerEndAwaited => {
+                    RunnerEndAwaited { job_id, node_id: NODE, attempt, until: at(second_at) }.into()
+                }
+                EventType::RunnerEnded => {
+                    RunnerEnded { job_id, node_id: NODE, attempt, lapsed: flag }.into()
+                }
+                EventType::InstanceServerNotFound => {
+                    InstanceServerNotFound { instance_id, agent_id, job_id, name: step }.into()
+                }
                 EventType::OrphanFound => OrphanFound {
                     resource: Resource::Server,
                     resource_id: step.clone(),
@@ -619,6 +639,8 @@ proptest! {
             event,
             Event::AgentCreated(_) | Event::ProvisioningRequested(_)
                 | Event::InstanceRequested(_) | Event::JobQueued(_)
+                // Of a node's job alone.
+                | Event::RunnerEndAwaited(_) | Event::RunnerEnded(_)
         );
         let begun = |events: Vec<Event>| events.into_iter().map(|event| (event, None));
         let entries: Vec<Entry> = begun(vec![created()])

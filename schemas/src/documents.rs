@@ -47,6 +47,8 @@ documents! {
     "LateCallbackRecorded" v 1,
     "WorkflowRunObserved" v 1,
     "WorkflowRunCancelRequested" v 1,
+    "RunnerEndAwaited" v 1,
+    "RunnerEnded" v 1,
     "TaskStarted" v 1,
     "JobLogRecorded" v 1,
     "InstanceRequested" v 1,
@@ -64,13 +66,16 @@ documents! {
     "QueuePaused" v 1,
     "QueueResumed" v 1,
     "CompensationRequested" v 1,
+    "CompensationRequested" v 2,
     "CompensationStepTaken" v 1,
     "CompensationCompleted" v 1,
+    "CompensationPutOff" v 1,
     "OrphanFound" v 1,
     "OrphanRemoved" v 1,
     "InstanceServerMissing" v 1,
     "LogKeyRotated" v 1,
     "LogEpochBegun" v 1,
+    "InstanceServerNotFound" v 1,
 }
 
 macro_rules! node_examples {

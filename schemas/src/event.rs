@@ -169,6 +169,10 @@ events! {
     WorkflowRunObserved = 25 v 1,
     /// The dispatcher was asked to end a run that nobody wants any more.
     WorkflowRunCancelRequested = 26 v 1,
+    /// A cancelled job's node stays guarded: what its worker runs on it is ending.
+    RunnerEndAwaited = 27 v 1,
+    /// Nothing of a cancelled job's attempt runs any more; its node is free.
+    RunnerEnded = 28 v 1,
     /// An instance was planned.
     InstanceRequested = 30 v 1,
     /// The instance's server runs.
@@ -196,11 +200,13 @@ events! {
     /// Somebody let the queue go on.
     QueueResumed = 61 v 1,
     /// What an attempt made and no longer serves is to be undone.
-    CompensationRequested = 70 v 1,
+    CompensationRequested = 70 v 2,
     /// One thing that an attempt made was undone, or could not be.
     CompensationStepTaken = 71 v 1,
     /// Nothing is left of what an attempt made.
     CompensationCompleted = 72 v 1,
+    /// Nothing is left of what an attempt made; but its run goes on and may make more.
+    CompensationPutOff = 73 v 1,
     /// A server or a device that serves nobody.
     OrphanFound = 75 v 1,
     /// An orphan was removed.
@@ -211,6 +217,8 @@ events! {
     LogKeyRotated = 110 v 1,
     /// The log goes on in a new epoch, for a restore has lost events.
     LogEpochBegun = 111 v 1,
+    /// No server is there that would be a running instance's, which nobody has named.
+    InstanceServerNotFound = 78 v 1,
 }
 
 /// An agent was made. Stream: the agent.
@@ -694,9 +702,52 @@ pub struct JobLogRecorded {
     pub ends: Vec<u64>,
 }
 
+/// There is no server with the labels of a running instance, and its workflow has named none.
+/// Stream: the instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceServerNotFound {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The job that built it.
+    pub job_id: JobId,
+    /// What its server would be called.
+    pub name: String,
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// A cancelled job's worker is ending what it runs on the node, which stays guarded until it says
+/// that it has, or until the time named: its lease is over then. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunnerEndAwaited {
+    /// The job.
+    pub job_id: JobId,
+    /// Its node.
+    pub node_id: NodeId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// When it is waited for no longer.
+    pub until: Timestamp,
+}
+
+/// Nothing of a cancelled job's attempt runs any more, as its worker says, or as must be assumed.
+/// Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunnerEnded {
+    /// The job.
+    pub job_id: JobId,
+    /// Its node.
+    pub node_id: NodeId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// Whether its worker never said so, and its lease ran out.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub lapsed: bool,
 }
 
 /// An instance was planned. Stream: the instance.
@@ -872,7 +923,7 @@ pub struct CompensationRequested {
     pub begin_at: Timestamp,
 }
 
-/// Why what an attempt made serves no more.
+/// Why what an attempt made serves no more. The last three are said from version 2 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CompensationReason {
@@ -882,6 +933,12 @@ pub enum CompensationReason {
     JobCancelled,
     /// A callback that came too late named a server.
     LateCallback,
+    /// A server or a device of it turned up after all was undone, or that nobody asked to undo.
+    ThingFound,
+    /// Its run was seen at work after all was undone.
+    RunFound,
+    /// It succeeded, and its agent runs on a later server since.
+    InstanceReplaced,
 }
 
 /// Something that is made for an attempt.
@@ -969,6 +1026,25 @@ pub struct CompensationCompleted {
     pub agent_id: AgentId,
     /// The attempt.
     pub attempt: Attempt,
+}
+
+/// Nothing was left of what an attempt made when it was looked for; but its run is not known to be
+/// over, and may make more: it is looked for again then, or at the time named. Stream: the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompensationPutOff {
+    /// The job.
+    pub job_id: JobId,
+    /// Its agent.
+    pub agent_id: AgentId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// The run that goes on.
+    pub workflow_run_id: String,
+    /// The number of the try, from 1.
+    #[serde(rename = "try")]
+    pub try_number: u32,
+    /// When it is tried again, unless the run ends before.
+    pub next_try_at: Timestamp,
 }
 
 /// Why a server or a device serves nobody.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
+use super::rehearse;
 use super::serve::{listen, serve, shutdown_on_signal};
 use crate::accounts;
 use crate::app::{App, Clock};
@@ -66,6 +67,7 @@ struct Ready<'a> {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     telemetry::start();
+    rehearse::check_faults()?;
     std::fs::create_dir_all(&args.data_dir)
         .with_context(|| format!("cannot make {}", args.data_dir.display()))?;
     let ready_file = args.data_dir.join("dev.json");

@@ -17,7 +17,7 @@ use crate::clients::Patience;
 use crate::config::{CloudAccounts, Config};
 use crate::domain::orphan::{Removal, Standing, Thing, removal};
 use crate::work::compensation;
-use crate::work::reconcile::{self, Survey};
+use crate::work::reconcile::{self, MissingServer, Survey};
 use crate::work::servers::Servers;
 
 /// The exit code where something was found.
@@ -81,8 +81,12 @@ fn print(survey: &Survey, removed: &[Thing]) {
         println!("{what:<8}  {:<20}  {:<48}  {words}", thing.id, thing.name);
     }
     for it in &survey.missing {
+        let (id, name) = match &it.server {
+            MissingServer::Named(id) => (id.as_str(), "-"),
+            MissingServer::Unnamed(name) => ("-", name.as_str()),
+        };
         let words = format!("MISSING: agent {} runs on it, and it is gone", it.agent_name);
-        println!("{:<8}  {:<20}  {:<48}  {words}", "server", it.server_id, "-");
+        println!("{:<8}  {id:<20}  {name:<48}  {words}", "server");
     }
     let found = survey.orphans().count() + survey.missing.len();
     if found == 0 {
@@ -115,7 +119,7 @@ fn words(thing: &Thing, standing: Standing, removed: &[Thing]) -> String {
 fn why(reason: OrphanReason) -> &'static str {
     match reason {
         OrphanReason::Ended => "its job ended without it",
-        OrphanReason::Superseded => "a later attempt took over",
+        OrphanReason::Superseded => "a later attempt or a later server of its agent took over",
         OrphanReason::UnknownJob => "this log knows no such job; perhaps another Milepost does",
         OrphanReason::Disagrees => "its job has no such attempt, or is another agent's",
         OrphanReason::Unlabelled => "it is labelled ours, and does not say for which attempt",
@@ -143,12 +147,17 @@ fn report(survey: &Survey, removed: &[Thing]) -> serde_json::Value {
         })
     });
     let missing = survey.missing.iter().map(|it| {
+        let (server_id, name) = match &it.server {
+            MissingServer::Named(id) => (Some(id), None),
+            MissingServer::Unnamed(name) => (None, Some(name)),
+        };
         json!({
             "agent_id": it.agent_id,
             "agent_name": it.agent_name,
             "instance_id": it.instance_id,
             "job_id": it.job_id,
-            "server_id": it.server_id,
+            "server_id": server_id,
+            "name": name,
         })
     });
     json!({"things": things.collect::<Vec<_>>(), "missing": missing.collect::<Vec<_>>()})

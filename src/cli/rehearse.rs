@@ -21,6 +21,9 @@ const TRIES: u32 = 6;
 /// How long one try may take.
 const TRY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The environment name of what goes wrong in rehearsals.
+const FAULTS_VARIABLE: &str = "MILEPOST_REHEARSAL_FAULTS";
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The job
@@ -52,7 +55,7 @@ pub struct Args {
     heartbeat: f64,
     /// What goes wrong: fail, hang, lose, late, repeat or reorder, at a step, as in
     /// `fail@ansible_complete`; several with commas
-    #[arg(long = "fault", env = "MILEPOST_REHEARSAL_FAULTS", value_delimiter = ',')]
+    #[arg(long = "fault", env = FAULTS_VARIABLE, value_delimiter = ',')]
     faults: Vec<Fault>,
 }
 
@@ -77,6 +80,20 @@ enum FaultKind {
     Repeat,
     /// This callback changes places with the next.
     Reorder,
+}
+
+/// What is wrong with the faults of rehearsals as the environment has them; a server says so at its
+/// start, for otherwise each rehearsal would.
+///
+/// # Errors
+/// The variable, the fault, and why it is none.
+pub fn check_faults() -> anyhow::Result<()> {
+    let Ok(faults) = std::env::var(FAULTS_VARIABLE) else { return Ok(()) };
+    for fault in faults.split(',') {
+        Fault::from_str(fault)
+            .map_err(|why| anyhow::anyhow!("{FAULTS_VARIABLE}: {fault:?}: {why}"))?;
+    }
+    Ok(())
 }
 
 impl FromStr for Fault {

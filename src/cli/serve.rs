@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::rehearse;
 use crate::app::App;
 use crate::config::Config;
 use crate::log::Database;
@@ -29,6 +30,7 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     telemetry::start();
+    rehearse::check_faults()?;
     let config = Config::from_env(|name| std::env::var(name).ok())?;
     if args.migrate {
         migrations::migrate(&Database::new(&config.database_url)?).await?;

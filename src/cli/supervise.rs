@@ -23,6 +23,8 @@ use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
+use crate::work::processes::descendants;
+
 /// How long killed processes may take to be gone before they are looked for again: one may have
 /// started another in the meantime.
 const KILL_PAUSE: Duration = Duration::from_millis(100);
@@ -36,11 +38,14 @@ const SIGNAL_BASE: i32 = 128;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Seconds between asking processes to end and killing them
-    #[arg(long)]
+    #[arg(long, default_value_t = 0.0)]
     grace: f64,
     /// A directory that goes when the program is ended before its time
     #[arg(long)]
     remove: Option<PathBuf>,
+    /// Become the program, as the child of this supervisor, and end when it does
+    #[arg(long, hide = true)]
+    under: Option<i32>,
     /// The program and its arguments
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -48,6 +53,9 @@ pub struct Args {
 
 /// Runs the program; its exit code, or that of the signal that ended it.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(supervisor) = args.under {
+        return become_program(Pid::from_raw(supervisor), &args.command);
+    }
     prctl::set_child_subreaper(true)?;
     let grace = Duration::try_from_secs_f64(args.grace)?;
     let mut told = Told::listen()?;
@@ -64,6 +72,18 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let code = code.unwrap_or(SIGNAL_BASE + Signal::SIGTERM as i32);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+/// Becomes the program, which the kernel then kills when the supervisor is gone: not even a killed
+/// one leaves it running. What it has started itself is for the worker to find
+/// (`work::dispatch::end_strays`).
+fn become_program(supervisor: Pid, command: &[OsString]) -> anyhow::Result<ExitCode> {
+    let (program, arguments) = command.split_first().context("there is no program")?;
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // It may have gone before that was said.
+    anyhow::ensure!(Pid::parent() == supervisor, "the supervisor is gone");
+    let error = Command::new(program).args(arguments).exec();
+    Err(error).with_context(|| format!("{} cannot be started", program.display()))
 }
 
 /// What says that the program is to end.
@@ -107,14 +127,16 @@ struct Family {
 
 impl Family {
     fn start(command: &[OsString]) -> anyhow::Result<Self> {
-        let (program, arguments) = command.split_first().context("there is no program")?;
         let child_ended = signal(SignalKind::child())?;
-        let child = Command::new(program)
-            .args(arguments)
+        // On this process's first thread, which lasts as long as the process: the kernel looks at
+        // the thread.
+        let child = Command::new("/proc/self/exe")
+            .args(["supervise", "--under", &Pid::this().to_string(), "--"])
+            .args(command)
             .stdin(Stdio::null())
             .process_group(0)
             .spawn()
-            .with_context(|| format!("{} cannot be started", program.display()))?;
+            .context("this program cannot be started again")?;
         let program = Pid::from_raw(child.id().cast_signed());
         Ok(Self { program, code: None, none_left: false, child_ended })
     }
@@ -173,57 +195,5 @@ fn signal_all(signal: Signal) {
     for pid in descendants(Pid::this()) {
         // Gone already, it needs none.
         let _ = nix::sys::signal::kill(pid, signal);
-    }
-}
-
-/// The processes below one, whatever their group or session.
-fn descendants(root: Pid) -> Vec<Pid> {
-    let processes: Vec<(Pid, Pid)> = std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            Some((Pid::from_raw(pid), parent(&stat)?))
-        })
-        .collect();
-    let mut found = vec![root];
-    let mut next = 0;
-    while let Some(parent) = found.get(next).copied() {
-        let children = processes.iter().filter(|it| it.1 == parent).map(|it| it.0);
-        // An id that was given away while we read must not lead us in a circle.
-        let children: Vec<Pid> = children.filter(|pid| !found.contains(pid)).collect();
-        found.extend(children);
-        next += 1;
-    }
-    found.split_off(1)
-}
-
-/// The parent in `/proc/<pid>/stat`: the second field after the program's name, which stands in
-/// parentheses and may hold any character. Source: `proc_pid_stat(5)`.
-fn parent(stat: &str) -> Option<Pid> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(1)?.parse().ok().map(Pid::from_raw)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_parent_is_read_whatever_its_child_is_called() {
-        assert_eq!(parent("7 (sh) S 3 7 7 0"), Some(Pid::from_raw(3)));
-        assert_eq!(parent("7 (a) S 1 (b) R 4 7"), Some(Pid::from_raw(4)));
-        assert_eq!(parent(""), None);
-    }
-
-    #[test]
-    fn descendants_are_those_below_and_not_oneself() {
-        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-        let found = descendants(Pid::this());
-        assert!(found.contains(&Pid::from_raw(child.id().cast_signed())));
-        assert!(!found.contains(&Pid::this()));
-        drop(child.stdin.take());
-        child.wait().unwrap();
     }
 }

@@ -92,13 +92,46 @@ impl Answer {
     /// [`Trouble::Unreadable`] when it is none of that form.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
         serde_json::from_slice(&self.body).map_err(|error| {
-            // The error's own words may quote the answer, and that may hold a key.
-            let (kind, column) = (error.classify(), error.column());
-            let place = format!("{kind:?} at line {}, column {column}", error.line());
-            let trouble = Trouble::Unreadable(place);
+            let trouble = Trouble::Unreadable(place_of(&error));
             ClientError { service: self.service, request: self.request.clone(), trouble }
         })
     }
+}
+
+/// What every request to an outside service goes through.
+pub(super) fn http_client(answer_timeout: Duration) -> reqwest::Client {
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT.min(answer_timeout))
+        .timeout(answer_timeout)
+        // A token goes where it is meant to go, and a POST that follows becomes a GET.
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("milepost/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .expect("these settings fit together")
+}
+
+/// Reads an answer's body to its end, and no further than anything has a use for.
+///
+/// # Errors
+/// `Err` when the connection fails; `Ok(None)` when it is longer than [`ANSWER_BYTES_MAX`].
+pub(super) async fn read_body(
+    response: &mut reqwest::Response,
+) -> Result<Option<Vec<u8>>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() > ANSWER_BYTES_MAX {
+            return Ok(None);
+        }
+    }
+    Ok(Some(body))
+}
+
+/// What is wrong with an answer's JSON, and where. The error's own words may quote the answer, and
+/// that may hold a key.
+pub(super) fn place_of(error: &serde_json::Error) -> String {
+    let (kind, line, column) = (error.classify(), error.line(), error.column());
+    format!("{kind:?} at line {line}, column {column}")
 }
 
 /// A service: where it is, and how it is asked.
@@ -125,14 +158,7 @@ impl Service {
         time: Arc<dyn Time>,
         patience: Patience,
     ) -> Self {
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(patience.request_timeout)
-            // A token goes where it is meant to go.
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("milepost/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .expect("these settings fit together");
+        let http = http_client(patience.request_timeout);
         Self {
             name,
             base_url: base_url.trim_end_matches('/').to_owned(),
@@ -235,13 +261,9 @@ impl Service {
     ) -> Result<Vec<u8>, Trouble> {
         let mut response = sent.map_err(not_answered)?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(not_answered)? {
-            body.extend_from_slice(&chunk);
-            if body.len() > ANSWER_BYTES_MAX {
-                return Err(Trouble::Unreadable(format!("it is over {ANSWER_BYTES_MAX} bytes")));
-            }
-        }
+        let Some(body) = read_body(&mut response).await.map_err(not_answered)? else {
+            return Err(Trouble::Unreadable(format!("it is over {ANSWER_BYTES_MAX} bytes")));
+        };
         let limits = Limits::read(&headers, self.time.now());
         if status.is_success() {
             if let Some(pause) = limits.used_up {

@@ -17,10 +17,12 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Sensitive;
+use super::call::{ANSWER_BYTES_MAX, http_client, place_of, read_body};
 
 /// Where the API is unless told otherwise.
 pub const API_URL: &str = "https://api.github.com";
@@ -34,9 +36,6 @@ pub const REFERENCE: &str = "main";
 /// The version of the API that these requests are written for: the one before knows no run
 /// details, the one after has no `return_run_details`.
 const API_VERSION: &str = "2022-11-28";
-
-/// How long a connection may take to come about.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an answer may take: GitHub itself gives up after 10 s.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -136,7 +135,7 @@ pub enum GithubError {
     },
     /// Open: it was sent, and no answer came, or none that can be read.
     #[error("GitHub's answer was lost")]
-    Lost(#[source] reqwest::Error),
+    Lost(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl GithubError {
@@ -225,14 +224,7 @@ pub struct Github {
 impl Github {
     /// A client; what its settings lack is said when it is used.
     pub fn new(settings: Settings) -> Self {
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
-            .timeout(settings.timeout)
-            // A repository that moved answers 301 or 307: a POST that follows becomes a GET.
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("milepost/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .expect("the client has no setting that can fail");
+        let http = http_client(settings.timeout);
         let credentials = credentials(&settings);
         Self {
             http,
@@ -281,7 +273,7 @@ impl Github {
             return Ok(None);
         }
         // It was taken, whatever the body looks like.
-        Ok(sent.json().await.ok())
+        Ok(json_of(sent).await.ok())
     }
 
     /// The newest dispatched runs of the workflow; `page` counts from 1.
@@ -292,7 +284,7 @@ impl Github {
         let query = format!("runs?event=workflow_dispatch&per_page={RUNS_A_PAGE}&page={page}");
         let path = self.workflow_path(&query)?;
         let answer = self.send(Method::GET, &path, None, now).await?;
-        let runs: Runs = answer.json().await.map_err(GithubError::Lost)?;
+        let runs: Runs = json_of(answer).await?;
         Ok(runs.workflow_runs)
     }
 
@@ -303,7 +295,7 @@ impl Github {
     pub async fn run(&self, id: u64, now: Timestamp) -> Result<Option<Run>, GithubError> {
         let path = self.path(&format!("actions/runs/{id}"))?;
         match self.send(Method::GET, &path, None, now).await {
-            Ok(answer) => answer.json().await.map(Some).map_err(GithubError::Lost),
+            Ok(answer) => json_of(answer).await.map(Some),
             Err(GithubError::Refused { status: 404, .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -367,7 +359,7 @@ impl Github {
             if error.is_connect() || error.is_builder() {
                 GithubError::Unreachable(error.without_url().into())
             } else {
-                GithubError::Lost(error.without_url())
+                GithubError::Lost(error.without_url().into())
             }
         })?;
         self.note_quota(answer.headers());
@@ -416,7 +408,9 @@ impl Github {
             &json!({"repositories": name.map(|(_, name)| [name]), "permissions": {"actions": "write"}}),
         );
         let token: InstallationToken = match self.exchange(request, now).await {
-            Ok(answer) => answer.json().await.map_err(|it| GithubError::Unreachable(it.into()))?,
+            Ok(answer) => {
+                json_of(answer).await.map_err(|it| GithubError::Unreachable(it.into()))?
+            }
             // Whatever became of the token, the request it was for was not sent.
             Err(error @ (GithubError::Lost(_) | GithubError::Failing { .. })) => {
                 return Err(GithubError::Unreachable(error.into()));
@@ -512,6 +506,17 @@ fn jwt(app_id: &str, key: &RsaKeyPair, now: Timestamp) -> String {
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
+/// The JSON of an answer that was taken; what cannot be read is as good as lost.
+async fn json_of<T: DeserializeOwned>(mut answer: Response) -> Result<T, GithubError> {
+    let body = read_body(&mut answer).await;
+    let body = body.map_err(|error| GithubError::Lost(error.without_url().into()))?;
+    let body = body.ok_or_else(|| {
+        GithubError::Lost(format!("the answer is over {ANSWER_BYTES_MAX} bytes").into())
+    })?;
+    serde_json::from_slice(&body)
+        .map_err(|error| GithubError::Lost(format!("no such JSON: {}", place_of(&error)).into()))
+}
+
 /// GitHub's words in an error answer.
 async fn message(answer: Response) -> String {
     #[derive(Deserialize)]
@@ -519,7 +524,7 @@ async fn message(answer: Response) -> String {
         message: String,
     }
     let reason = answer.status().canonical_reason().unwrap_or("no reason").to_owned();
-    let message = answer.json().await.map_or(reason, |body: Body| body.message);
+    let message = json_of(answer).await.map_or(reason, |body: Body| body.message);
     message.chars().take(MESSAGE_CHARS_MAX).collect()
 }
 

@@ -144,6 +144,7 @@ mod tests {
             active_job,
             latest: None,
             activated: false,
+            serving: None,
         }
     }
 

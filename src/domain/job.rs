@@ -147,6 +147,20 @@ pub enum JobCommand {
         /// What came of each thing.
         findings: Vec<Finding>,
     },
+    /// What an attempt made that is over turned up, or serves no more.
+    Undo {
+        /// The attempt.
+        attempt: Attempt,
+        /// Its server, where one turned up.
+        server_id: Option<String>,
+        /// Why.
+        reason: CompensationReason,
+    },
+    /// The worker of a cancelled attempt has ended all that it ran.
+    EndRunner {
+        /// Where its claim stood in the log.
+        claim: Position,
+    },
     /// Look whether a deadline is over or a retry is due.
     Tick,
     /// End it.
@@ -219,7 +233,7 @@ pub enum QueueState {
     Queued,
     /// For its dispatcher's answer, until the lease ends.
     Dispatching,
-    /// For callbacks, until a deadline.
+    /// For callbacks, until a deadline; or for its worker to end what it runs, once cancelled.
     Running,
     /// For its next attempt.
     Retry,
@@ -319,6 +333,11 @@ pub fn decide(
         JobCommand::RecordCompensation { attempt, try_number, named, findings } => {
             Ok(compensation::record(job, attempt, try_number, named, findings, now))
         }
+        JobCommand::Undo { attempt, server_id, reason } => {
+            let server_id = server_id.as_deref();
+            Ok(compensation::reopen(job, attempt, server_id, reason, now, limits))
+        }
+        JobCommand::EndRunner { claim } => Ok(ends::runner_ended(job, claim, now)),
         JobCommand::Prioritise { priority, by, reason } => prioritise(job, priority, by, reason),
         JobCommand::Tick => Ok(tick(job, now, limits)),
         JobCommand::Cancel { by, reason } => cancel(job, by, reason, now, limits),
@@ -763,9 +782,8 @@ fn tick(job: &Job, now: Timestamp, limits: &Limits) -> JobDecision {
             }
             JobDecision::nothing()
         }
-        JobStatus::Queued | JobStatus::Succeeded | JobStatus::Failed | JobStatus::Cancelled => {
-            JobDecision::nothing()
-        }
+        JobStatus::Cancelled => ends::runner_lapsed(job, now),
+        JobStatus::Queued | JobStatus::Succeeded | JobStatus::Failed => JobDecision::nothing(),
     }
 }
 
@@ -789,6 +807,11 @@ fn cancel(
     let (job_id, (agent_id, node_id)) = (job.id, job.subject.ids());
     let (reason, attempt) = (reason.and_then(|reason| said(&reason)), job.attempt().number);
     let cancelled = JobCancelled { job_id, agent_id, node_id, attempt, cancelled_by: by, reason };
+    if let Some((awaited, until)) = ends::runner_awaited(job, now, limits) {
+        // What the cancel means for the node follows once nothing runs on it any more.
+        let events = vec![awaited, cancelled.into()];
+        return Ok(JobDecision::applied(events, Some((QueueState::Running, until))));
+    }
     let mut events = vec![cancelled.into()];
     events.extend(ends::ended(job, Outcome::Cancelled));
     let why = CompensationReason::JobCancelled;

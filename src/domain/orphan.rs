@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use milepost_projections::{Compensation, Job, JobStatus};
 use milepost_schemas::event::{OrphanReason, Resource};
-use milepost_schemas::{AgentId, InstanceId};
+use milepost_schemas::{AgentId, InstanceId, JobId};
 
 use super::{AttemptId, ServerIdentity};
 
@@ -90,8 +90,14 @@ pub fn removal(reason: OrphanReason) -> Removal {
     }
 }
 
-/// Whom a thing serves; `job` is the one it says it is of, as the log has it.
-pub fn classify(thing: &Thing, job: Option<&Job>, now: Timestamp) -> Standing {
+/// Whom a thing serves; `job` is the one it says it is of, as the log has it, and `serving` the one
+/// that built the server its agent runs on now, where that is known.
+pub fn classify(
+    thing: &Thing,
+    job: Option<&Job>,
+    serving: Option<JobId>,
+    now: Timestamp,
+) -> Standing {
     let orphan = |reason| {
         if thing.is_young(now) { Standing::Settling } else { Standing::Orphan(reason) }
     };
@@ -106,8 +112,12 @@ pub fn classify(thing: &Thing, job: Option<&Job>, now: Timestamp) -> Standing {
         return orphan(OrphanReason::Disagrees);
     }
     let current = job.attempt().number == id.attempt;
+    let replaced = serving.is_some_and(|serving| serving != job.id);
     let reason = match job.status {
-        JobStatus::Succeeded if current => return Standing::Serving { agent_id, instance_id },
+        JobStatus::Succeeded if current && !replaced => {
+            return Standing::Serving { agent_id, instance_id };
+        }
+        JobStatus::Succeeded if current => OrphanReason::Superseded,
         JobStatus::Queued | JobStatus::Dispatching | JobStatus::Running if current => {
             return Standing::UnderWay;
         }

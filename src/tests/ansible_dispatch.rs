@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -232,7 +234,9 @@ async fn a_run_knows_what_its_callbacks_need_and_no_other_secret() {
     assert!(has(&url), "{environment}");
     let secret = machine.server.ready("callback_secret");
     assert!(has(&format!("MILEPOST_CALLBACK_SECRET={secret}")));
-    assert!(!machine.read("check.environment").contains("MILEPOST_"), "a look tells nobody");
+    let check = machine.read("check.environment");
+    let ours: Vec<&str> = check.lines().filter(|line| line.starts_with("MILEPOST_")).collect();
+    assert_eq!(ours, ["MILEPOST_SUPERVISED=1"], "a look tells nobody");
     for name in ["play", "check"] {
         let environment = machine.read(&format!("{name}.environment"));
         assert!(!environment.contains(SECRET) && !environment.contains("DATABASE_URL"));
@@ -373,6 +377,89 @@ async fn cancelled_a_run_is_ended_at_once() {
     assert_eq!(machine.state(&job).await["status"], "cancelled");
     let late = machine.client.read("/api/events?type=JobFailed").await;
     assert_eq!(late["events"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_jobs_node_stays_guarded_until_nothing_runs_on_it_any_more() {
+    // It takes no notice of SIGTERM: for three seconds it goes on.
+    let machine = Machine::start(STUBBORN, &[("MILEPOST_ANSIBLE_GRACE", "3")]).await;
+    let node = machine.node().await;
+    let job = machine.order(&node, "provision").await;
+    let child = machine.written("child").await;
+    machine.client.post(&format!("/api/jobs/{job}/cancel"), &json!({})).await;
+    assert_eq!(machine.state(&job).await["status"], "cancelled");
+    let again = format!("/api/nodes/{node}/provision");
+    let (status, refused) = machine.client.post(&again, &json!({})).await;
+    assert!(is_alive(&child), "it was asked too late");
+    assert_eq!(status, 409, "{refused}");
+    let sql = crate::harness::sql(&machine.server.database_url()).await;
+    let guards = "SELECT count(*) FROM queue WHERE node_id IS NOT NULL";
+    assert_eq!(sql.query_one(guards, &[]).await.unwrap().get::<_, i64>(0), 1, "by the index too");
+    let ended = wait_until("its worker says that it has ended", || async {
+        let ended = machine.client.read("/api/events?type=RunnerEnded").await;
+        ended["events"].as_array().unwrap().first().cloned()
+    })
+    .await;
+    assert!(!is_alive(&child));
+    assert_eq!((&ended["data"]["node_id"], &ended["data"]["lapsed"]), (&json!(node), &Value::Null));
+    assert_eq!(machine.client.read(&format!("/api/nodes/{node}")).await["status"], "unreachable");
+    machine.order(&node, "provision").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_frees_a_cancelled_jobs_node_when_its_lease_has_run_out() {
+    let more = [("MILEPOST_ANSIBLE_GRACE", "30"), ("MILEPOST_LEASE", "2")];
+    let mut machine = Machine::start(STUBBORN, &more).await;
+    let node = machine.node().await;
+    let job = machine.order(&node, "provision").await;
+    machine.written("child").await;
+    machine.client.post(&format!("/api/jobs/{job}/cancel"), &json!({})).await;
+    machine.server.kill().await;
+    let other = Server::beside(&machine.server).await;
+    let client = other.client();
+    let ended = wait_until("its time is over", || async {
+        let ended = client.read("/api/events?type=RunnerEnded").await;
+        ended["events"].as_array().unwrap().first().cloned()
+    })
+    .await;
+    assert_eq!(ended["data"]["lapsed"], true);
+    let (status, _) = client.post(&format!("/api/nodes/{node}/provision"), &json!({})).await;
+    assert_eq!(status, 202);
+}
+
+/// Who has started a process.
+fn parent_of(pid: &str) -> Pid {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    Pid::from_raw(fields.split(' ').nth(1).unwrap().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_supervisor_takes_its_playbook_along_and_the_worker_ends_the_rest() {
+    let machine = Machine::start(STUBBORN, &[]).await;
+    machine.job().await;
+    let (child, grandchild) = (machine.written("child").await, machine.written("grandchild").await);
+    let supervisor = parent_of(&child);
+    assert_eq!(parent_of(&supervisor.to_string()).as_raw().cast_unsigned(), machine.server.pid());
+    kill(supervisor, Signal::SIGKILL).unwrap();
+    gone(&child).await;
+    gone(&grandchild).await;
+    assert_eq!(machine.failure().await["error_code"], "ANSIBLE_INTERRUPTED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_and_its_supervisor_leave_when_both_are_killed_the_next_start_ends() {
+    let mut machine = Machine::start(STUBBORN, &[]).await;
+    machine.job().await;
+    let (child, grandchild) = (machine.written("child").await, machine.written("grandchild").await);
+    let supervisor = parent_of(&child);
+    // It cannot see its worker go.
+    kill(supervisor, Signal::SIGSTOP).unwrap();
+    machine.server.kill().await;
+    kill(supervisor, Signal::SIGKILL).unwrap();
+    gone(&child).await;
+    machine.server.restart().await;
+    gone(&grandchild).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

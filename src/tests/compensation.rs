@@ -11,20 +11,21 @@ use milepost::config::{CloudAccounts, Config, ServerShape};
 use milepost::domain::orphan::{Removal, Standing};
 use milepost::domain::{AgentCommand, AttemptId, JobCommand, ServerIdentity};
 use milepost::work::compensation;
-use milepost::work::reconcile::{self, Survey};
+use milepost::work::reconcile::{self, MissingServer, Survey};
 use milepost::work::servers::{Output, ServerOrder, Servers};
 use milepost::{execute, views};
 use milepost_projections::{Compensation, Job, JobStatus};
 use milepost_schemas::event::{OrphanReason, UndoOutcome};
 use milepost_schemas::{AgentId, Attempt, Callback, InstanceId, JobId, Metadata, Position};
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use crate::doubles::github::Github;
+use crate::doubles::github::{self, Github};
 use crate::doubles::hetzner::refusal;
 use crate::doubles::{Clouds, Fault, FlyingTime, Reply};
-use crate::harness::{MILEPOST, Options, Server, database, wait_until};
+use crate::harness::{Client, MILEPOST, Options, Server, database, wait_until};
 
 /// Random stories.
 const STORIES: u64 = 60;
@@ -86,6 +87,14 @@ impl World {
         let (name, region) = (format!("agent-{}", agent.0.simple()), None);
         let create = AgentCommand::Create { agent_id: agent, name, region };
         execute::to_agent(&self.app, agent, create, metadata(job)).await.unwrap();
+        let order = self.provision(agent).await;
+        self.claim(order).await;
+        order
+    }
+
+    /// A job of the agent's that waits.
+    async fn provision(&self, agent: AgentId) -> Order {
+        let job = JobId(self.app.clock.id());
         let provision = AgentCommand::Provision {
             job_id: job,
             instance_id: InstanceId(self.app.clock.id()),
@@ -95,9 +104,7 @@ impl World {
             reason: None,
         };
         execute::to_agent(&self.app, agent, provision, metadata(job)).await.unwrap();
-        let order = Order { agent, job };
-        self.claim(order).await;
-        order
+        Order { agent, job }
     }
 
     async fn give(&self, order: Order, command: JobCommand) -> bool {
@@ -380,7 +387,8 @@ async fn everything_there_is_is_told_whom_it_serves() {
         assert_eq!(standing_of(&survey, id), Standing::Orphan(reason));
     }
     let [missing] = &survey.missing[..] else { panic!("{:?}", survey.missing) };
-    assert_eq!((missing.agent_id, &missing.server_id), (gone_order.agent, &gone));
+    assert_eq!(missing.agent_id, gone_order.agent);
+    assert_eq!(missing.server, MissingServer::Named(gone));
 
     world.undone(ended, 1).await;
     let late = world.build(ended, 1).await;
@@ -441,9 +449,8 @@ async fn doctor_is_content_or_says_what_it_found_and_removes_it_when_told() {
     assert_eq!(world.count("OrphanRemoved").await, 1);
 }
 
-/// A job whose first attempt has a server and has failed, on a server that undoes.
-async fn a_failed_job(clouds: &Clouds) -> (Server, String) {
-    let github = Github::start().await;
+/// A job whose first attempt has a run, on a server that undoes; and the labels of its server.
+async fn a_dispatched_job(clouds: &Clouds, github: &Github) -> (Server, String, Value) {
     let mut env = github.env();
     env.push(("MILEPOST_CLEAN_UP", "0.05".to_owned()));
     env.extend(clouds.env());
@@ -459,6 +466,13 @@ async fn a_failed_job(clouds: &Clouds) -> (Server, String) {
         "managed-by": "milepost", "milepost-agent": agent, "milepost-job": job,
         "milepost-attempt": "1",
     });
+    (server, job, labels)
+}
+
+/// The same once that attempt has a server and has failed.
+async fn a_failed_job(clouds: &Clouds, github: &Github) -> (Server, String) {
+    let (server, job, labels) = a_dispatched_job(clouds, github).await;
+    let client = server.client();
     let id = clouds.hetzner.state().add("mp-of-the-attempt", &labels);
     clouds.hetzner.state().looks = 0;
     let body = json!({"job_id": job, "status": "failed", "attempt": 1, "server_id": id});
@@ -467,18 +481,216 @@ async fn a_failed_job(clouds: &Clouds) -> (Server, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_undoes_by_itself_and_its_api_says_so() {
-    let clouds = Clouds::start().await;
-    let (server, job) = a_failed_job(&clouds).await;
+async fn a_server_undoes_by_itself_and_its_api_and_page_say_so() {
+    let (clouds, github) = (Clouds::start().await, Github::start().await);
+    let (server, job) = a_failed_job(&clouds, &github).await;
     let client = server.client();
-    let undoing = wait_until("it is undone", || async {
-        let state = client.read(&format!("/api/jobs/{job}")).await;
-        let undoing = state["timeline"][0]["compensation"].clone();
-        (undoing["status"] == "completed").then_some(undoing)
-    })
-    .await;
+    let session = crate::routes::log_in(&server).await;
+    let line = || async {
+        let request = client.request(Method::GET, &format!("/jobs/{job}"));
+        let page = client.send(request.header("cookie", format!("session_token={session}"))).await;
+        let (_, rest) = page.text().split_once("data-slot=\"undo\">").unwrap();
+        let (said, rest) = rest.split_once("</span>").unwrap();
+        let (_, rest) = rest.split_once("data-slot=\"undo-word\">").unwrap();
+        (said.to_owned(), rest.split_once("</span>").unwrap().0.to_owned())
+    };
+    let undoing = undone_as(&client, &job, "awaits_run").await;
+    let id = undoing["resources"][0]["id"].as_str().unwrap().to_owned();
+    let removed = format!("server {id} removed ✓");
+    assert_eq!(line().await, (removed.clone(), "looked at again when its run ends, or in".into()));
+    github.complete(github.runs()[0].id, "failure");
+    let undoing = undone_as(&client, &job, "completed").await;
     assert_eq!(undoing["resources"][0]["outcome"], "removed");
     assert_eq!(clouds.leftovers(), Vec::<String>::new());
+    assert_eq!(line().await, (removed, String::new()));
+}
+
+/// The undoing of a job's first attempt, once it has come so far.
+async fn undone_as(client: &Client, job: &str, status: &str) -> Value {
+    wait_until(&format!("the undoing is {status}"), || async {
+        let state = client.read(&format!("/api/jobs/{job}")).await;
+        let undoing = state["timeline"][0]["compensation"].clone();
+        (undoing["status"] == status).then_some(undoing)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_goes_on_after_its_cancel_failed_leaves_no_server_behind() {
+    let (clouds, github) = (Clouds::start().await, Github::start().await);
+    github.always("cancel", Some(github::Fault::Status(500, Vec::new())));
+    let (server, job, labels) = a_dispatched_job(&clouds, &github).await;
+    let client = server.client();
+    client.post(&format!("/api/jobs/{job}/cancel"), &json!({})).await;
+    undone_as(&client, &job, "awaits_run").await;
+    assert!(!github.asked("cancel").is_empty());
+    // Only now it makes a server, of which it never says a word.
+    let late = clouds.hetzner.state().add("mp-made-late", &labels);
+    github.complete(github.runs()[0].id, "cancelled");
+    let undoing = undone_as(&client, &job, "completed").await;
+    let removed = undoing["resources"].as_array().unwrap();
+    assert!(removed.iter().any(|it| it["id"] == late.to_string() && it["outcome"] == "removed"));
+    assert_eq!(clouds.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_process_that_undoes_is_killed_another_takes_over() {
+    let (clouds, github) = (Clouds::start().await, Github::start().await);
+    github.always("cancel", Some(github::Fault::Status(500, Vec::new())));
+    let (mut server, job, labels) = a_dispatched_job(&clouds, &github).await;
+    server.client().post(&format!("/api/jobs/{job}/cancel"), &json!({})).await;
+    undone_as(&server.client(), &job, "awaits_run").await;
+    let mut env = github.env();
+    env.extend(clouds.env());
+    let other = Server::with(Options {
+        database_url: Some(server.database_url()),
+        env,
+        ..Options::default()
+    })
+    .await;
+    server.kill().await;
+    clouds.hetzner.state().add("mp-of-the-attempt", &labels);
+    github.complete(github.runs()[0].id, "cancelled");
+    undone_as(&other.client(), &job, "completed").await;
+    assert_eq!(clouds.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_undoes_what_is_due_beside_a_server_that_cannot_and_each_try_is_one() {
+    let world = World::new().await;
+    let order = world.order().await;
+    world.build(order, 1).await;
+    world.hear(order, failed(None, 1)).await;
+    wait_until("it is due", || async {
+        let attempt = world.job(order).await.attempts[0].clone();
+        let due_at = attempt.compensation.unwrap().due_at(attempt.run.is_over());
+        (due_at <= world.app.clock.now()).then_some(())
+    })
+    .await;
+    let (told, ()) = tokio::join!(world.doctor(&["--remove"]), world.round());
+    assert_eq!(told.status.code(), Some(0), "{}", String::from_utf8_lossy(&told.stdout));
+    assert_eq!(world.clouds.leftovers(), Vec::<String>::new());
+    assert_eq!(world.count("CompensationCompleted").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_the_setting_that_it_lacks() {
+    let world = World::new().await;
+    for missing in ["DATABASE_URL", "HCLOUD_TOKEN"] {
+        let mut command = Command::new(MILEPOST);
+        command.arg("doctor").env_clear().envs(world.clouds.env());
+        command.env("DATABASE_URL", &world.url).env_remove(missing);
+        let ended = command.output().await.unwrap();
+        assert_eq!(ended.status.code(), Some(1));
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert!(said.contains(missing), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_or_a_device_that_turns_up_after_all_was_undone_is_undone_too() {
+    let world = World::new().await;
+    let order = world.order().await;
+    world.hear(order, failed(None, 1)).await;
+    world.undone(order, 1).await;
+    for with_server in [true, false] {
+        let late = world.build(order, 1).await;
+        if !with_server {
+            world.clouds.hetzner.state().servers.remove(&late.parse().unwrap());
+        }
+        let survey = world.survey().await;
+        let kinds: Vec<_> = survey.orphans().map(|(thing, _)| thing.resource.as_str()).collect();
+        assert_eq!(kinds, if with_server { &["server", "device"][..] } else { &["device"] });
+        reconcile::undo(&world.app, &survey).await.unwrap();
+        assert!(world.survey().await.orphans().next().is_none(), "they await it");
+        world.undone(order, 1).await;
+        assert_eq!(world.clouds.leftovers(), Vec::<String>::new());
+    }
+    assert_eq!(world.count("CompensationRequested").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_of_an_unknown_job_is_reported_and_removed_when_told_and_others_are_none_of_ours()
+{
+    let world = World::new().await;
+    let name = "mp-00abcdef-00000000000000000000000000000007-1";
+    let tags = json!(["tag:agent"]);
+    let stray = world.clouds.tailscale.state().add_device(name, &tags);
+    let untagged = world.clouds.tailscale.state().add_device(name, &json!([]));
+    let foreign = world.clouds.tailscale.state().add_device("laptop", &tags);
+    let survey = world.survey().await;
+    let [(thing, reason)] = &survey.orphans().collect::<Vec<_>>()[..] else { panic!("{survey:?}") };
+    assert_eq!((thing.id.as_str(), *reason), (stray.as_str(), OrphanReason::UnknownJob));
+    reconcile::record(&world.app, &survey).await.unwrap();
+    // Nothing is asked of a job that is not there.
+    reconcile::undo(&world.app, &survey).await.unwrap();
+    let remove = |by| reconcile::remove(&world.app, &world.servers, &survey, by);
+    assert!(remove(Removal::Certain).await.unwrap().is_empty());
+    assert_eq!(remove(Removal::WhenTold).await.unwrap().len(), 1);
+    let left: Vec<String> = world.clouds.tailscale.state().devices.keys().cloned().collect();
+    assert!(left.contains(&untagged) && left.contains(&foreign) && !left.contains(&stray));
+    assert_eq!((world.count("OrphanFound").await, world.count("OrphanRemoved").await), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agents_former_server_goes_when_it_runs_on_another_and_not_before() {
+    let world = World::new().await;
+    let (former, old) = world.running().await;
+    let standing = |survey: &Survey| {
+        survey.things.iter().find(|(thing, _)| thing.id == old).map(|(_, standing)| *standing)
+    };
+    let serves = |survey: &Survey| matches!(standing(survey), Some(Standing::Serving { .. }));
+    let again = world.provision(former.agent).await;
+    world.claim(again).await;
+    let new = world.build(again, 1).await;
+    assert!(serves(&world.survey().await), "the new one may come to nothing");
+    world.hear(again, done(&new, 1)).await;
+    let survey = world.survey().await;
+    assert_eq!(standing(&survey), Some(Standing::Orphan(OrphanReason::Superseded)));
+    reconcile::undo(&world.app, &survey).await.unwrap();
+    world.undone(former, 1).await;
+    assert_eq!(world.server_ids(), [new]);
+    assert_eq!(world.job(former).await.status, JobStatus::Succeeded);
+    assert_eq!(world.clouds.tailscale.state().devices.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsal_and_an_attempt_that_failed_replace_no_server() {
+    let world = World::new().await;
+    let (former, old) = world.running().await;
+    let again = world.provision(former.agent).await;
+    world.claim(again).await;
+    world.cancel(again).await;
+    let rehearsed = world.provision(former.agent).await;
+    let locked_by = "worker".to_owned();
+    let command = JobCommand::Claim { dispatcher: "rehearsal", locked_by };
+    assert!(world.give(rehearsed, command).await);
+    world.hear(rehearsed, done("1", 1)).await;
+    assert_eq!(world.job(rehearsed).await.status, JobStatus::Succeeded);
+    let survey = world.survey().await;
+    assert!(survey.orphans().next().is_none(), "{survey:?}");
+    assert_eq!(world.server_ids(), [old]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_nobody_has_named_a_server_for_is_missed_by_its_labels() {
+    let world = World::new().await;
+    let order = world.order().await;
+    let id = world.build(order, 1).await;
+    world.hear(order, json!({"status": "running", "attempt": 1})).await;
+    assert_eq!(world.survey().await.missing, []);
+    world.clouds.hetzner.state().servers.remove(&id.parse().unwrap());
+    let survey = world.survey().await;
+    let [missing] = &survey.missing[..] else { panic!("{survey:?}") };
+    let attempt = AttemptId { job_id: order.job, attempt: Attempt::FIRST };
+    let name = ServerIdentity { agent_id: order.agent, attempt }.name();
+    assert_eq!(missing.server, MissingServer::Unnamed(name));
+    for _ in 0..2 {
+        reconcile::record(&world.app, &survey).await.unwrap();
+    }
+    assert_eq!(world.count("InstanceServerNotFound").await, 1);
+    let board = views::read_board(&world.app.log, order.agent).await.unwrap().unwrap();
+    assert!(board.instance.unwrap().server_missing_since.is_some());
 }
 
 /// Numbers that look random and are the same each time.

@@ -192,6 +192,74 @@ async fn a_request_lost_without_a_trace_costs_the_attempt_not_a_second_dispatch(
     assert_eq!(attempts, ["1", "2"]);
 }
 
+/// What decision 0004 leaves open: GitHub fails, lists no run for the settling time, and lists one
+/// after all. There are two runs then; one of them is told to end, and the other does the work.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_answers_run_that_is_listed_after_the_settling_time_is_ended_and_one_goes_on() {
+    let github = Github::start().await;
+    github.fault("dispatch", [Fault::StatusAfter(502)]);
+    github.list_after(Duration::from_millis(1_200));
+    let server = dispatching(&github, &[]).await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    let state = taken(&client, &job).await;
+    assert_eq!(state["attempt_count"], 1);
+    let known = text(latest(&state), "workflow_run_id");
+    let told = wait_until("the other is told to end", || async {
+        let told = client.read("/api/events?type=WorkflowRunCancelRequested").await;
+        told["events"].as_array().unwrap().first().cloned()
+    })
+    .await;
+    let ids: Vec<String> = github.runs().iter().map(|run| run.id.to_string()).collect();
+    assert_eq!((ids.len(), github.asked("cancel").len()), (2, 1));
+    assert!(ids.contains(&known));
+    let ended = text(&told["data"], "workflow_run_id");
+    assert!(ids.contains(&ended) && ended != known, "{told}");
+    let body = json!({"job_id": job, "status": "provisioning", "workflow_run_id": known});
+    assert!(client.callback(&body).await.0.is_success());
+    let body = json!({"job_id": job, "status": "running", "workflow_run_id": known});
+    assert!(client.callback(&body).await.0.is_success());
+    assert_eq!(client.read(&format!("/api/jobs/{job}")).await["status"], "succeeded");
+    github.check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_ends_while_its_job_waits_again_ends_the_attempt_at_once() {
+    let github = Github::start().await;
+    github.fault("dispatch", [Fault::StatusAfter(502)]);
+    github.list_after(Duration::from_millis(900));
+    let more = [("MILEPOST_GITHUB_BACK_OFF", "600"), ("MILEPOST_RETRY_DELAYS", "600")];
+    let server = dispatching(&github, &more).await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    waiting(&client, &job, "GitHub answered 502").await;
+    github.complete(github.runs()[0].id, "failure");
+    let failed = |it: &Value| it["status"] == "retry_scheduled";
+    let state = job_when(&client, &job, "its end is seen", failed).await;
+    assert_eq!(latest(&state)["error_code"], "RUN_ENDED");
+    assert_eq!(github.asked("dispatch").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_at_work_that_nobody_hears_does_not_fail_by_silence() {
+    let github = Github::start().await;
+    let server = dispatching(&github, &[("MILEPOST_SILENCE", "3")]).await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    taken(&client, &job).await;
+    github.change(github.runs()[0].id, |run| "in_progress".clone_into(&mut run.status));
+    let seen = wait_until("it was seen for longer than silence may last", || async {
+        let seen = client.read("/api/events?type=WorkflowRunObserved").await;
+        let seen = seen["events"].as_array().unwrap().clone();
+        (seen.len() > 6).then_some(seen)
+    })
+    .await;
+    assert!(seen.iter().all(|event| event["data"]["status"] == "in_progress"));
+    let state = client.read(&format!("/api/jobs/{job}")).await;
+    // It waits for the first word, and has not given up.
+    assert_eq!((&state["status"], &state["attempt_count"]), (&json!("dispatching"), &json!(1)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_keeps_the_job_waiting_with_the_reason_until_it_is_over() {
     let github = Github::start().await;

@@ -299,3 +299,24 @@ async fn run(server: &Server, arguments: &[&str]) -> String {
     assert!(output.status.success(), "{arguments:?}: {printed}{said}");
     printed
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_that_is_none_ends_the_start_and_is_named() {
+    for (faults, why) in [
+        ("fail@nowhere", "nowhere is no step"),
+        ("fail@running,break@started", "break is no fault"),
+        ("", "a fault is KIND@STEP"),
+    ] {
+        for role in ["dev", "serve"] {
+            let dir = crate::harness::data_dir();
+            let mut command = Command::new(MILEPOST);
+            command.arg(role).current_dir(dir.path());
+            command.env("MILEPOST_REHEARSAL_FAULTS", faults);
+            let ended = command.output().await.unwrap();
+            assert_eq!(ended.status.code(), Some(1));
+            let said = String::from_utf8(ended.stderr).unwrap();
+            assert!(said.contains("MILEPOST_REHEARSAL_FAULTS") && said.contains(why), "{said}");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was begun");
+        }
+    }
+}

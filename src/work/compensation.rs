@@ -6,8 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use milepost_projections::compensation::OpenCompensation;
 use milepost_projections::{Compensations, OpenCompensations};
-use milepost_schemas::{AgentId, Attempt, JobId, Position};
+use milepost_schemas::{AgentId, Attempt, EventType, JobId, Position};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -19,7 +20,7 @@ use crate::config::Cloud;
 use crate::domain::job::compensation::due;
 use crate::domain::{AttemptId, JobCommand, ServerIdentity};
 use crate::execute::{self, ExecuteError};
-use crate::log::DatabaseError;
+use crate::log::{DatabaseError, Since};
 
 /// The advisory lock of the process that undoes: "undo" in ASCII.
 const LOCK: i64 = 0x75_6e_64_6f;
@@ -32,6 +33,10 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// The shortest time between two looks, however busy the log is.
 const BREATH: Duration = Duration::from_millis(500);
+
+/// How soon after an agent got a server all are compared: it may have replaced another. Also the
+/// shortest time between two comparisons, however many get one.
+const COMPARE_SOON: Duration = Duration::from_secs(30);
 
 /// How often a service is asked in one try: the tries themselves are repeated.
 const TRIES_OF_REQUEST: u32 = 2;
@@ -76,18 +81,57 @@ async fn lead_once(app: &App, servers: &Servers, cloud: &Cloud) -> Result<(), Da
 async fn rounds(app: &App, servers: &Servers, cloud: &Cloud) {
     let mut head = app.log.feed().watch();
     let mut reconciled: Option<Instant> = None;
+    let (mut seen, mut activated) = (app.log.feed().head(), false);
     loop {
         // As old as the view may be: it is looked again soon.
         if let Err(error) = round(app, servers, Position::START).await {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(error, "what is to be undone cannot be read");
         }
-        if reconciled.is_none_or(|at| at.elapsed() >= cloud.reconcile) {
-            reconciled = Some(Instant::now());
+        activated |= has_activated(app, &mut seen);
+        let pause = if activated { COMPARE_SOON.min(cloud.reconcile) } else { cloud.reconcile };
+        if reconciled.is_none_or(|at| at.elapsed() >= pause) {
+            (reconciled, activated) = (Some(Instant::now()), false);
             reconcile::round(app, servers, cloud.remove_orphans).await;
         }
         tokio::time::sleep(BREATH).await;
         drop(tokio::time::timeout(POLL, head.changed()).await);
+    }
+}
+
+/// Whether an agent has got a server since the feed was last looked at, as far as it goes back.
+fn has_activated(app: &App, seen: &mut Position) -> bool {
+    match app.log.feed().since(*seen, usize::MAX) {
+        Since::Events(events) => {
+            *seen = events.last().map_or(*seen, |event| event.position);
+            events.iter().any(|event| event.code == EventType::AgentActivated.code())
+        }
+        Since::Older(_) => {
+            *seen = app.log.feed().head();
+            true
+        }
+    }
+}
+
+/// The attempts whose compensation is open, as a view that is at least as new as `at_least` has
+/// them.
+///
+/// # Errors
+/// [`ExecuteError`] when the view cannot be read.
+pub(super) async fn open(
+    app: &App,
+    at_least: Position,
+) -> Result<Vec<(AttemptId, OpenCompensation)>, ExecuteError> {
+    let (mut found, mut after) = (Vec::new(), Uuid::nil());
+    loop {
+        let label = OpenCompensations::OPEN;
+        let rows = app.views.labelled::<Compensations>(at_least, label, after).await?;
+        let Some((last, _)) = rows.last() else { return Ok(found) };
+        after = *last;
+        for (job, row) in rows {
+            let id = |attempt| AttemptId { job_id: JobId(job), attempt: Attempt(attempt) };
+            found.extend(row.attempts.into_iter().map(|(attempt, open)| (id(attempt), open)));
+        }
     }
 }
 
@@ -96,27 +140,17 @@ async fn rounds(app: &App, servers: &Servers, cloud: &Cloud) {
 /// # Errors
 /// [`ExecuteError`] when the view cannot be read; what cannot be undone is recorded as such.
 pub async fn round(app: &App, servers: &Servers, at_least: Position) -> Result<(), ExecuteError> {
-    let mut after = Uuid::nil();
-    loop {
-        let label = OpenCompensations::OPEN;
-        let rows = app.views.labelled::<Compensations>(at_least, label, after).await?;
-        let Some((last, _)) = rows.last() else { return Ok(()) };
-        after = *last;
-        let now = app.clock.now();
-        for (job, row) in rows {
-            for (attempt, open) in row.attempts {
-                // The end of its run makes the first try due before its time.
-                if open.due_at > now && open.tried {
-                    continue;
-                }
-                let attempt = AttemptId { job_id: JobId(job), attempt: Attempt(attempt) };
-                if let Err(error) = undo(app, servers, attempt).await {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(job = %attempt.job_id, error, "an attempt cannot be undone");
-                }
-            }
+    for (attempt, open) in open(app, at_least).await? {
+        // The end of its run makes the first try due before its time, and the one after a wait.
+        if open.due_at > app.clock.now() && open.tried {
+            continue;
+        }
+        if let Err(error) = undo(app, servers, attempt).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(job = %attempt.job_id, error, "an attempt cannot be undone");
         }
     }
+    Ok(())
 }
 
 /// Tries once to undo what an attempt made, if that is due as the log itself has it.

@@ -8,6 +8,7 @@
 pub mod compensation;
 pub mod dispatch;
 pub mod lease;
+pub mod processes;
 pub mod reconcile;
 pub mod runs;
 pub mod servers;
@@ -50,6 +51,9 @@ pub fn start(app: Arc<App>, worker: String) {
     }
     if let Some(cloud) = app.config.cloud.clone() {
         compensation::start(Arc::clone(&app), cloud);
+    }
+    if app.config.dispatchers.include(Dispatcher::Ansible) {
+        tokio::spawn(dispatch::end_strays());
     }
     tokio::spawn(async move {
         let shutdown = app.shutdown.clone();
@@ -172,10 +176,8 @@ async fn look(app: &App, id: JobId, now: Timestamp) -> Result<(), ExecuteError> 
                     .lease_until
                     .unwrap_or_else(|| deadline(job.attempt(), now, &app.config.limits)),
                 JobStatus::RetryScheduled => job.run_after.unwrap_or(now),
-                JobStatus::Queued
-                | JobStatus::Succeeded
-                | JobStatus::Failed
-                | JobStatus::Cancelled => now + LOOK_AGAIN,
+                JobStatus::Cancelled => job.ending.map_or(now + LOOK_AGAIN, |it| it.until),
+                JobStatus::Queued | JobStatus::Succeeded | JobStatus::Failed => now + LOOK_AGAIN,
             };
             let client = app.log.database().get().await?;
             client

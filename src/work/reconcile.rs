@@ -5,11 +5,12 @@ use std::collections::{HashMap, HashSet};
 use jiff::Timestamp;
 use milepost_projections::board::{Boards, InstanceStatus};
 use milepost_projections::job::AttemptState;
-use milepost_projections::{Board, Job};
+use milepost_projections::{Board, Job, JobStatus};
 use milepost_schemas::event::{
-    InstanceServerMissing, OrphanFound, OrphanReason, OrphanRemoved, Resource,
+    CompensationReason, InstanceServerMissing, InstanceServerNotFound, OrphanFound, OrphanReason,
+    OrphanRemoved, Resource,
 };
-use milepost_schemas::{AgentId, InstanceId, JobId, Metadata, Position};
+use milepost_schemas::{AgentId, Event, InstanceId, JobId, Metadata, Position};
 use uuid::Uuid;
 
 use super::servers::{ServerError, Servers};
@@ -17,9 +18,9 @@ use crate::app::App;
 use crate::clients::ClientError;
 use crate::clients::hetzner::Server;
 use crate::clients::tailscale::Device;
-use crate::domain::AttemptId;
-use crate::domain::job::compensation::BUILDS_SERVERS;
+use crate::domain::job::compensation::{BUILDS_SERVERS, builds};
 use crate::domain::orphan::{Removal, Standing, Thing, classify, removal};
+use crate::domain::{AttemptId, JobCommand, ServerIdentity};
 use crate::execute::{self, ExecuteError};
 
 /// What there is, and what there is not.
@@ -43,7 +44,16 @@ pub struct Missing {
     /// The job that built it.
     pub job_id: JobId,
     /// The server that is gone.
-    pub server_id: String,
+    pub server: MissingServer,
+}
+
+/// A server that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MissingServer {
+    /// The one that the workflow named, by its id.
+    Named(String),
+    /// The workflow named none, and there is none of this name with the attempt's labels.
+    Unnamed(String),
 }
 
 /// Why they cannot be compared.
@@ -73,11 +83,26 @@ impl Survey {
     }
 }
 
+impl Missing {
+    fn event(&self) -> Event {
+        let Self { agent_id, instance_id, job_id, .. } = *self;
+        match self.server.clone() {
+            MissingServer::Named(server_id) => {
+                InstanceServerMissing { instance_id, agent_id, job_id, server_id }.into()
+            }
+            MissingServer::Unnamed(name) => {
+                InstanceServerNotFound { instance_id, agent_id, job_id, name }.into()
+            }
+        }
+    }
+}
+
 /// One periodic comparison: what is found is recorded, and removed where it may be.
 pub(super) async fn round(app: &App, servers: &Servers, remove_orphans: bool) {
     let compared = async {
         let survey = survey(app, servers, app.clock.now(), Position::START).await?;
         record(app, &survey).await?;
+        undo(app, &survey).await?;
         if remove_orphans {
             remove(app, servers, &survey, Removal::Certain).await?;
         }
@@ -104,20 +129,74 @@ pub async fn survey(
     let devices = servers.tailscale.devices().await?;
     let ids: HashSet<String> = listed.iter().map(|server| server.id.to_string()).collect();
     let ours = devices.into_iter().filter(is_ours).map(device);
-    let mut jobs: HashMap<JobId, Option<Job>> = HashMap::new();
+    let mut jobs: HashMap<JobId, Option<Known>> = HashMap::new();
     let mut things = Vec::new();
     for thing in listed.into_iter().map(server).chain(ours) {
         if let Some(AttemptId { job_id, .. }) = thing.attempt()
             && !jobs.contains_key(&job_id)
         {
-            jobs.insert(job_id, execute::read_job(&app.log, job_id).await?);
+            jobs.insert(job_id, Known::read(app, job_id).await?);
         }
-        let job = thing.attempt().and_then(|id| jobs.get(&id.job_id)?.as_ref());
-        let standing = classify(&thing, job, now);
+        let known = thing.attempt().and_then(|id| jobs.get(&id.job_id)?.as_ref());
+        let standing = Known::classify(known, &thing, now);
         things.push((thing, standing));
     }
     let missing = missing(app, servers, &ids, at_least).await?;
     Ok(Survey { things, missing })
+}
+
+/// What the log knows of the job that a thing says it is of.
+struct Known {
+    job: Job,
+    /// The job that built the server its agent runs on now, if that one built any.
+    serving: Option<JobId>,
+}
+
+impl Known {
+    async fn read(app: &App, id: JobId) -> Result<Option<Self>, ExecuteError> {
+        let Some(job) = execute::read_job(&app.log, id).await? else { return Ok(None) };
+        let serving = match job.subject.agent_id() {
+            Some(agent) => execute::read_agent(&app.log, agent).await?.and_then(|it| it.serving),
+            None => None,
+        };
+        let Some(serving) = serving.filter(|serving| *serving != id) else {
+            return Ok(Some(Self { job, serving }));
+        };
+        // A rehearsal replaces no server: it has none.
+        let later = execute::read_job(&app.log, serving).await?;
+        let built = later.is_some_and(|later| builds(later.attempt()));
+        Ok(Some(Self { job, serving: Some(serving).filter(|_| built) }))
+    }
+
+    fn classify(known: Option<&Self>, thing: &Thing, now: Timestamp) -> Standing {
+        let (job, serving) = (known.map(|it| &it.job), known.and_then(|it| it.serving));
+        classify(thing, job, serving, now)
+    }
+}
+
+/// Asks to undo what turned up of attempts that are over, and of instances that were replaced: with
+/// the decision, the tries and the lines on the page that all undoing has.
+///
+/// # Errors
+/// [`ReconcileError`] when the log cannot be written.
+pub async fn undo(app: &App, survey: &Survey) -> Result<(), ReconcileError> {
+    for (thing, reason) in survey.orphans() {
+        let certain = removal(reason) == Removal::Certain;
+        let Some(AttemptId { job_id, attempt }) = thing.attempt().filter(|_| certain) else {
+            continue;
+        };
+        let Some(job) = execute::read_job(&app.log, job_id).await? else { continue };
+        let succeeded = job.status == JobStatus::Succeeded && job.attempt().number == attempt;
+        let reason = if succeeded {
+            CompensationReason::InstanceReplaced
+        } else {
+            CompensationReason::ThingFound
+        };
+        let server_id = (thing.resource == Resource::Server).then(|| thing.id.clone());
+        let command = JobCommand::Undo { attempt, server_id, reason };
+        execute::to_job(app, job_id, command, super::system(app, job_id)).await?;
+    }
+    Ok(())
 }
 
 /// Records what was found, each thing once.
@@ -137,11 +216,9 @@ pub async fn record(app: &App, survey: &Survey) -> Result<(), ReconcileError> {
         };
         execute::record_once(app, event.into(), system(app, thing)).await?;
     }
-    for Missing { agent_id, instance_id, job_id, server_id, .. } in &survey.missing {
-        let (agent_id, instance_id, job_id) = (*agent_id, *instance_id, *job_id);
-        let server_id = server_id.clone();
-        let event = InstanceServerMissing { instance_id, agent_id, job_id, server_id };
-        execute::record_once(app, event.into(), super::system(app, job_id)).await?;
+    for missing in &survey.missing {
+        let metadata = super::system(app, missing.job_id);
+        execute::record_once(app, missing.event(), metadata).await?;
     }
     Ok(())
 }
@@ -183,14 +260,14 @@ async fn remove_one(
     thing: &Thing,
     reason: OrphanReason,
 ) -> Result<bool, ReconcileError> {
-    let job = match thing.attempt() {
-        Some(id) => execute::read_job(&app.log, id.job_id).await?,
+    let known = match thing.attempt() {
+        Some(id) => Known::read(app, id.job_id).await?,
         None => None,
     };
     let same = |thing: &Thing| {
         // It was old enough when it was looked at.
-        classify(&Thing { made_at: None, ..thing.clone() }, job.as_ref(), Timestamp::MAX)
-            == Standing::Orphan(reason)
+        let thing = Thing { made_at: None, ..thing.clone() };
+        Known::classify(known.as_ref(), &thing, Timestamp::MAX) == Standing::Orphan(reason)
     };
     match thing.resource {
         Resource::Server => {
@@ -216,7 +293,8 @@ async fn remove_one(
     Ok(true)
 }
 
-/// The running instances whose server is neither listed nor found by its id.
+/// The running instances whose server is neither listed nor found by its id; or, where the workflow
+/// has named none, by its labels.
 async fn missing(
     app: &App,
     servers: &Servers,
@@ -230,32 +308,42 @@ async fn missing(
         let rows = app.views.labelled::<Boards>(at_least, label, after).await?;
         let Some((last, _)) = rows.last() else { return Ok(missing) };
         after = *last;
-        for candidate in rows.iter().filter_map(|(_, board)| running(board)) {
-            // What is no id of Hetzner's was not built there.
-            let Ok(id) = candidate.server_id.parse() else { continue };
-            let there = listed.contains(&candidate.server_id);
-            if !there && servers.hetzner.server(id).await?.is_none() {
+        for (candidate, attempt) in rows.iter().filter_map(|(_, board)| running(board)) {
+            let there = match &candidate.server {
+                MissingServer::Named(server_id) => {
+                    // What is no id of Hetzner's was not built there.
+                    let Ok(id) = server_id.parse() else { continue };
+                    listed.contains(server_id) || servers.hetzner.server(id).await?.is_some()
+                }
+                MissingServer::Unnamed(_) => {
+                    let found = servers.of_attempt(attempt).await;
+                    !found.map_err(ReconcileError::Servers)?.is_empty()
+                }
+            };
+            if !there {
                 missing.push(candidate);
             }
         }
     }
 }
 
-/// A running instance whose server is to be there: one that a dispatcher built that builds any.
-fn running(board: &Board) -> Option<Missing> {
+/// A running instance whose server is to be there, if it were gone, and the attempt that built it:
+/// one of a dispatcher that builds any.
+fn running(board: &Board) -> Option<(Missing, AttemptId)> {
     let (agent, instance) = (board.agent.as_ref()?, board.instance.as_ref()?);
-    let builds = |attempt: &AttemptState| {
+    let dispatched = |attempt: &AttemptState| {
         let dispatcher = attempt.dispatcher.as_deref();
         dispatcher.is_some_and(|name| BUILDS_SERVERS.contains(&name))
     };
-    board.job.as_ref().filter(|job| builds(job.attempt()))?;
-    Some(Missing {
-        agent_id: agent.id,
-        agent_name: agent.name.clone(),
-        instance_id: instance.id,
-        job_id: instance.job_id,
-        server_id: instance.server.as_ref()?.server_id.clone(),
-    })
+    let job = board.job.as_ref().filter(|job| dispatched(job.attempt()))?;
+    let id = AttemptId { job_id: job.id, attempt: job.attempt().number };
+    let name = || ServerIdentity { agent_id: agent.id, attempt: id }.name();
+    let named = instance.server.as_ref().map(|server| server.server_id.clone());
+    let server = named.map_or_else(|| MissingServer::Unnamed(name()), MissingServer::Named);
+    let (agent_name, job_id) = (agent.name.clone(), instance.job_id);
+    let missing =
+        Missing { agent_id: agent.id, agent_name, instance_id: instance.id, job_id, server };
+    Some((missing, id))
 }
 
 /// A device of ours has a name that follows from an attempt, and a tag, which nobody can give

@@ -6,20 +6,22 @@
 //! `workflow_run` webhooks, so each finding is an event once. Nothing is kept but in the log: a
 //! process that starts finds what is to be cancelled among the runs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
+use milepost_projections::job::RUN_COMPLETED;
 use milepost_projections::{Job, JobStatus};
 use milepost_schemas::{Attempt, EventType, JobId, Metadata, Position};
 use tokio::time::Instant;
+use tokio_postgres::Row;
 
-use super::system;
+use super::{compensation, system};
 use crate::app::App;
 use crate::clients::github::{GithubError, RUNS_A_PAGE, Run};
-use crate::domain::job::{RunSeen, unwanted};
-use crate::domain::{JobCommand, Report};
+use crate::domain::job::{LISTS_RUNS, RunSeen, unwanted};
+use crate::domain::{AttemptId, JobCommand, Report};
 use crate::execute::{self, ExecuteError, JobOutcome};
 use crate::log::Since;
 
@@ -35,7 +37,8 @@ const RUN_AGE_MAX: SignedDuration = SignedDuration::from_hours(2);
 /// Runs asked for one by one in one round.
 const RUNS_ASKED_MAX: usize = 20;
 
-/// Runs are followed for so long after the last job has ended: to see cancelled ones end.
+/// Runs are followed for so long after the last job has ended and the last run that may still make
+/// something is over: to find runs that nobody knows of.
 const FOLLOWED_AFTER: Duration = Duration::from_mins(15);
 
 /// The shortest time between two rounds, however many jobs are cancelled.
@@ -56,13 +59,13 @@ async fn follow(app: &App) {
     let mut last_active = Instant::now();
     let mut seen = app.log.feed().head();
     loop {
-        match active_jobs(app).await {
-            Ok(active) => {
-                if !active.is_empty() {
+        match Followed::read(app).await {
+            Ok(followed) => {
+                if !followed.under_way.is_empty() || !followed.undone.is_empty() {
                     last_active = Instant::now();
                 }
                 if last_active.elapsed() < FOLLOWED_AFTER
-                    && let Err(error) = round(app, &active).await
+                    && let Err(error) = round(app, &followed).await
                 {
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(error, "GitHub's runs cannot be followed now");
@@ -101,20 +104,53 @@ async fn cancellation(app: &App, seen: &mut Position) {
     }
 }
 
-async fn active_jobs(app: &App) -> Result<HashSet<JobId>, ExecuteError> {
-    let client = app.log.database().get().await?;
-    let rows = client
-        .query("SELECT job_id FROM queue WHERE state IN ('dispatching', 'running')", &[])
-        .await
-        .map_err(crate::log::DatabaseError::from)?;
-    Ok(rows.iter().map(|row| JobId(row.get(0))).collect())
+/// Whose runs are followed to their end.
+struct Followed {
+    /// Jobs that run, or may.
+    under_way: HashSet<JobId>,
+    /// Jobs that wait again: a run of theirs may have been taken all the same.
+    waiting: HashSet<JobId>,
+    /// Attempts that are being undone and whose run is not known to be over, by that run.
+    undone: HashMap<String, AttemptId>,
+}
+
+impl Followed {
+    async fn read(app: &App) -> Result<Self, ExecuteError> {
+        let client = app.log.database().get().await?;
+        let sql = "SELECT job_id, state FROM queue \
+                   WHERE state IN ('dispatching', 'running') OR state = 'queued' AND claim IS NOT NULL";
+        let rows = client.query(sql, &[]).await.map_err(crate::log::DatabaseError::from)?;
+        let (waiting, under_way): (Vec<_>, Vec<_>) =
+            rows.iter().partition(|row| row.get::<_, &str>(1) == "queued");
+        let ids = |rows: Vec<&Row>| rows.iter().map(|row| JobId(row.get(0))).collect();
+        let (waiting, under_way) = (ids(waiting), ids(under_way));
+        // As old as the view may be: it is looked again soon.
+        let mut undone = HashMap::new();
+        for (id, _) in compensation::open(app, Position::START).await? {
+            let Some(job) = execute::read_job(&app.log, id.job_id).await? else { continue };
+            let attempt = job.attempts.iter().find(|it| it.number == id.attempt);
+            let Some(attempt) = attempt.filter(|it| !it.run.is_over()) else { continue };
+            if attempt.dispatcher.as_deref() == Some(LISTS_RUNS)
+                && let Some(run) = &attempt.workflow_run_id
+            {
+                undone.insert(run.clone(), id);
+            }
+        }
+        Ok(Self { under_way, waiting, undone })
+    }
+
+    fn includes(&self, job_id: JobId, run: &str) -> bool {
+        self.under_way.contains(&job_id)
+            || self.waiting.contains(&job_id)
+            || self.undone.contains_key(run)
+    }
 }
 
 /// One look at GitHub's runs.
 ///
 /// # Errors
 /// [`GithubError`] when GitHub does not say; the next round asks again.
-async fn round(app: &App, active: &HashSet<JobId>) -> Result<(), GithubError> {
+async fn round(app: &App, followed: &Followed) -> Result<(), GithubError> {
     let quota = app.github.quota();
     let now = app.clock.now();
     let scarce = quota.remaining.is_some_and(|left| left < QUOTA_RESERVED);
@@ -128,17 +164,39 @@ async fn round(app: &App, active: &HashSet<JobId>) -> Result<(), GithubError> {
             || runs.last().is_some_and(|run| run.created_at + RUN_AGE_MAX < now);
         for run in &runs {
             let Some((job_id, attempt)) = parse_name(&run.display_title) else { continue };
-            listed.insert(run.id.to_string());
-            let completed = run.status.as_deref() == Some("completed");
-            if !completed || active.contains(&job_id) {
+            let id = run.id.to_string();
+            let completed = run.status.as_deref() == Some(RUN_COMPLETED);
+            if !completed || followed.includes(job_id, &id) {
                 look(app, job_id, seen(run, attempt)).await;
             }
+            listed.insert(id);
         }
         if last {
             break;
         }
     }
-    ask_for_others(app, active, &listed).await
+    ask_for_others(app, &followed.under_way, &listed).await?;
+    ask_for_undone(app, &followed.undone, &listed).await
+}
+
+/// Asks for the runs of attempts that are being undone and that are not among the newest. One that
+/// GitHub knows no more makes nothing any more.
+async fn ask_for_undone(
+    app: &App,
+    undone: &HashMap<String, AttemptId>,
+    listed: &HashSet<String>,
+) -> Result<(), GithubError> {
+    let others = undone.iter().filter(|(run, _)| !listed.contains(*run));
+    for (run, AttemptId { job_id, attempt }) in others.take(RUNS_ASKED_MAX) {
+        let found = match run.parse() {
+            Ok(number) => app.github.run(number, app.clock.now()).await?,
+            // GitHub gave no such id.
+            Err(_) => None,
+        };
+        let seen = found.map_or_else(|| gone(run, *attempt), |run| seen(&run, *attempt));
+        look(app, *job_id, seen).await;
+    }
+    Ok(())
 }
 
 /// Asks for the runs of jobs under way that are not among the newest.
@@ -214,6 +272,18 @@ async fn tell(app: &App, job_id: JobId, command: JobCommand) {
     if let Err(error) = execute::to_job(app, job_id, command, system(app, job_id)).await {
         let error: &dyn std::error::Error = &error;
         tracing::warn!(%job_id, error, "a run's state could not be recorded");
+    }
+}
+
+/// A run that is there no more: later than whatever was seen of it.
+fn gone(run: &str, attempt: Attempt) -> RunSeen {
+    RunSeen {
+        attempt,
+        workflow_run_id: run.to_owned(),
+        run_url: None,
+        run_attempt: u32::MAX,
+        status: RUN_COMPLETED.to_owned(),
+        conclusion: Some("gone".to_owned()),
     }
 }
 

@@ -7,12 +7,12 @@ use jiff::{SignedDuration, Timestamp};
 use milepost_projections::job::{AttemptState, JobStatus};
 use milepost_projections::{Compensation, Job};
 use milepost_schemas::event::{
-    CompensationCompleted, CompensationReason, CompensationRequested, CompensationStepTaken,
-    Resource, UndoOutcome,
+    CompensationCompleted, CompensationPutOff, CompensationReason, CompensationRequested,
+    CompensationStepTaken, Resource, UndoOutcome,
 };
 use milepost_schemas::{AgentId, Attempt, Event};
 
-use super::{JobDecision, Limits, REASON_BYTES_MAX, last_words};
+use super::{JobDecision, LISTS_RUNS, Limits, REASON_BYTES_MAX, last_words};
 
 /// The dispatchers whose attempts build real servers.
 pub const BUILDS_SERVERS: [&str; 1] = ["github"];
@@ -32,6 +32,10 @@ pub const TRIES_QUICK: u32 = 8;
 /// The pause from then on. It never ends: a server that is left costs money until it is gone, and
 /// whoever takes away what is in the way should not have to say so.
 pub const RETRY_SLOW: SignedDuration = SignedDuration::from_hours(6);
+
+/// How long a run can last: GitHub ends it then. Source: docs.github.com, "Usage limits" of
+/// Actions, workflow run time.
+pub const RUN_LASTS_MAX: SignedDuration = SignedDuration::from_hours(35 * 24);
 
 /// Outcomes that one try may have; an attempt makes three things.
 pub const FINDINGS_MAX: usize = 16;
@@ -62,12 +66,14 @@ pub(super) fn request(
     let agent_id = job.subject.agent_id()?;
     let attempt = numbered(job, number)?;
     let succeeded = job.status == JobStatus::Succeeded && job.attempt().number == number;
+    let serves = succeeded && reason != CompensationReason::InstanceReplaced;
     let news = match (&attempt.compensation, server_id) {
         (None, _) => true,
+        (Some(known), _) if reopens(reason) => !known.is_open(),
         (Some(_), None) => false,
         (Some(known), Some(id)) => known.has_room() && !known.knows(id),
     };
-    if succeeded || !news || !builds(attempt) {
+    if serves || !news || !builds(attempt) {
         return None;
     }
     let event = CompensationRequested {
@@ -81,11 +87,50 @@ pub(super) fn request(
     Some(event.into())
 }
 
-/// Whether an attempt may have made a server: its dispatcher builds some, and may have begun.
-fn builds(attempt: &AttemptState) -> bool {
+/// Whether it shows that something is there: what was completed begins anew then, whatever is
+/// known of it.
+fn reopens(reason: CompensationReason) -> bool {
+    match reason {
+        CompensationReason::ThingFound
+        | CompensationReason::RunFound
+        | CompensationReason::InstanceReplaced => true,
+        CompensationReason::AttemptFailed
+        | CompensationReason::JobCancelled
+        | CompensationReason::LateCallback => false,
+    }
+}
+
+/// Asks to undo what an attempt made that is over, or whose instance was replaced.
+pub(super) fn reopen(
+    job: &Job,
+    number: Attempt,
+    server_id: Option<&str>,
+    reason: CompensationReason,
+    now: Timestamp,
+    limits: &Limits,
+) -> JobDecision {
+    let over = numbered(job, number).is_some_and(|attempt| attempt.ended_at.is_some());
+    match request(job, number, server_id, reason, now, limits).filter(|_| over) {
+        Some(event) => JobDecision::applied(vec![event], None),
+        None => JobDecision::nothing(),
+    }
+}
+
+/// Whether an attempt may have made a server: it may have begun, and its dispatcher builds some.
+/// Without a dispatcher somebody began it by hand, with the same workflow.
+pub fn builds(attempt: &AttemptState) -> bool {
     let dispatcher = attempt.dispatcher.as_deref();
-    let begun = attempt.started_at.is_some() || attempt.run.unresolved;
-    begun && dispatcher.is_some_and(|name| BUILDS_SERVERS.contains(&name))
+    let known = attempt.run.unresolved || attempt.workflow_run_id.is_some();
+    let begun = attempt.started_at.is_some() || known;
+    begun && dispatcher.is_none_or(|name| BUILDS_SERVERS.contains(&name))
+}
+
+/// The run of an attempt that may still make things: nobody has seen it end.
+fn run_under_way(attempt: &AttemptState, now: Timestamp) -> Option<&str> {
+    let listed = attempt.dispatcher.as_deref() == Some(LISTS_RUNS);
+    let lasts = now < attempt.queued_at + RUN_LASTS_MAX;
+    let run = attempt.workflow_run_id.as_deref().filter(|_| listed && lasts);
+    run.filter(|_| !attempt.run.is_over())
 }
 
 /// An attempt with something to undo now.
@@ -106,9 +151,11 @@ pub(super) fn record(
     findings: Vec<Finding>,
     now: Timestamp,
 ) -> JobDecision {
-    let undoing = numbered(job, number).and_then(|it| it.compensation.as_ref());
-    let open = undoing.filter(|it| it.is_open() && it.tries + 1 == try_number);
-    let (Some(undoing), Some(agent_id)) = (open, job.subject.agent_id()) else {
+    let open = numbered(job, number).and_then(|attempt| {
+        let undoing = attempt.compensation.as_ref()?;
+        (undoing.is_open() && undoing.tries + 1 == try_number).then_some((attempt, undoing))
+    });
+    let (Some((state, undoing)), Some(agent_id)) = (open, job.subject.agent_id()) else {
         return JobDecision::nothing();
     };
     // A server that was named while the try was under way is for the next one, which is due.
@@ -137,7 +184,21 @@ pub(super) fn record(
     };
     let mut events: Vec<Event> = findings.into_iter().map(step).collect();
     if !failed && whole {
-        events.push(CompensationCompleted { job_id, agent_id, attempt }.into());
+        events.push(match run_under_way(state, now) {
+            Some(run) => {
+                let workflow_run_id = run.to_owned();
+                CompensationPutOff {
+                    job_id,
+                    agent_id,
+                    attempt,
+                    workflow_run_id,
+                    try_number,
+                    next_try_at,
+                }
+                .into()
+            }
+            None => CompensationCompleted { job_id, agent_id, attempt }.into(),
+        });
     }
     JobDecision::applied(events, None)
 }

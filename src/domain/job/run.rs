@@ -1,20 +1,29 @@
 //! The runs of an attempt, as their dispatcher tells of them: runs that end without a word, that
 //! somebody cancels or starts again, and runs that nobody wants any more.
 
+use std::cmp::Ordering;
+
 use jiff::Timestamp;
 use milepost_projections::Job;
-use milepost_projections::job::{AttemptState, JobStatus};
+use milepost_projections::job::{AttemptState, JobStatus, RUN_COMPLETED, RUN_IN_PROGRESS};
 use milepost_schemas::Attempt;
-use milepost_schemas::event::{WORKFLOW_FAILED, WorkflowRunCancelRequested, WorkflowRunObserved};
+use milepost_schemas::event::{
+    CompensationReason, WORKFLOW_FAILED, WorkflowRunCancelRequested, WorkflowRunObserved,
+};
 
 use super::ends::ServerFacts;
 use super::{
-    JobDecision, LISTS_RUNS, Limits, REASON_BYTES_MAX, dispatched, last_words, run_ended, succeed,
+    JobDecision, LISTS_RUNS, Limits, REASON_BYTES_MAX, compensation, dispatched, last_words,
+    run_ended, succeed,
 };
 
 /// How often a dispatcher is asked to end one attempt's run before it is left alone: a run ends by
 /// itself when its job's time is over, and at the gate it stops anyway.
 pub const CANCEL_REQUESTS_MAX: u32 = 5;
+
+/// A run that is seen at work is recorded again when nothing was heard of its attempt for this part
+/// of the silence that ends one: three such looks may fail before it counts as silent.
+const SEEN_AGAIN_PER_SILENCE: i32 = 4;
 
 /// How a run ends that has done all it had to do.
 const SUCCESS: &str = "success";
@@ -42,6 +51,11 @@ impl RunSeen {
         rank(&self.status) == COMPLETED
     }
 
+    /// How far it is: what is told late and out of order is no news.
+    fn place(&self) -> (u32, u8) {
+        (self.run_attempt, rank(&self.status))
+    }
+
     fn is_of(&self, attempt: &AttemptState) -> bool {
         attempt.workflow_run_id.as_ref().is_none_or(|id| *id == self.workflow_run_id)
     }
@@ -49,30 +63,33 @@ impl RunSeen {
 
 const COMPLETED: u8 = 2;
 
-/// How far a run is: what is told late and out of order is no news.
+/// How far a run is, by its status.
 fn rank(status: &str) -> u8 {
     match status {
-        "completed" => COMPLETED,
-        "in_progress" => 1,
+        RUN_COMPLETED => COMPLETED,
+        RUN_IN_PROGRESS => 1,
         _ => 0,
     }
 }
 
 /// Records what is new about an attempt's run. One that has ended while its job waits for a word
-/// from it ends the attempt: it will not speak any more. A run that did all it had to do, and
-/// could only not say so, has built a server, so the job has succeeded; what is not known of the
-/// server is kept as missing.
+/// from it, or for its own dispatch to be settled, ends the attempt: it will not speak any more. A
+/// run that did all it had to do, and could only not say so, has built a server, so the job has
+/// succeeded; what is not known of the server is kept as missing. One at work is news again after a
+/// silence, for it counts as heard; and so is one of an attempt that is over and undone.
 pub(super) fn observe(job: &Job, run: RunSeen, now: Timestamp, limits: &Limits) -> JobDecision {
     let Some(attempt) = numbered(job, run.attempt) else { return JobDecision::nothing() };
     if attempt.dispatcher.as_deref() != Some(LISTS_RUNS) {
         // Nobody asked for a run of this attempt, whatever a run calls itself.
         return JobDecision::nothing();
     }
-    let seen = attempt.run.seen.as_ref();
-    let stale = seen.is_some_and(|(run_attempt, status)| {
-        (*run_attempt, rank(status)) >= (run.run_attempt, rank(&run.status))
-    });
-    if stale || !run.is_of(attempt) {
+    let seen = attempt.run.seen.as_ref().map(|(run_attempt, status)| (*run_attempt, rank(status)));
+    let news = match seen.map_or(Ordering::Greater, |seen| run.place().cmp(&seen)) {
+        Ordering::Greater => true,
+        Ordering::Equal => matters_again(job, &run, now, limits),
+        Ordering::Less => false,
+    };
+    if !news || !run.is_of(attempt) {
         return JobDecision::nothing();
     }
     let mut decision = consequence(job, &run, now, limits);
@@ -91,19 +108,59 @@ pub(super) fn observe(job: &Job, run: RunSeen, now: Timestamp, limits: &Limits) 
     JobDecision::applied(decision.events, decision.queue)
 }
 
+/// Whether a run that was seen there before is to be recorded once more.
+fn matters_again(job: &Job, run: &RunSeen, now: Timestamp, limits: &Limits) -> bool {
+    if !waits_for(job, run) {
+        return false;
+    }
+    let heard_at = job.attempt().heard_at;
+    let silent = |heard_at| now >= heard_at + limits.silence / SEEN_AGAIN_PER_SILENCE;
+    run.is_completed() || run.status == RUN_IN_PROGRESS && heard_at.is_some_and(silent)
+}
+
+/// Whether a job waits for what a run does: it runs, or nobody knows yet whether it was taken.
+fn waits_for(job: &Job, run: &RunSeen) -> bool {
+    let current = job.attempt().number == run.attempt;
+    match job.status {
+        JobStatus::Dispatching | JobStatus::Running => current,
+        // The next claim would find it, and wait for words that do not come.
+        JobStatus::Queued => current && run.is_completed(),
+        JobStatus::RetryScheduled
+        | JobStatus::Succeeded
+        | JobStatus::Failed
+        | JobStatus::Cancelled => false,
+    }
+}
+
 fn consequence(job: &Job, run: &RunSeen, now: Timestamp, limits: &Limits) -> JobDecision {
-    let under_way = matches!(job.status, JobStatus::Dispatching | JobStatus::Running);
-    if !under_way || job.attempt().number != run.attempt {
-        return JobDecision::nothing();
+    match (waits_for(job, run), run.is_completed()) {
+        (true, false) => {
+            let (id, url) = (Some(run.workflow_run_id.clone()), run.run_url.clone());
+            dispatched(job, id, url, now, limits)
+        }
+        (true, true) => match run.conclusion.as_deref() {
+            Some(SUCCESS) => succeed(job, ServerFacts::default(), now),
+            how => {
+                let job = known(job, run);
+                run_ended(&job, how.unwrap_or("it does not say how"), now, limits)
+            }
+        },
+        (false, true) => JobDecision::nothing(),
+        // It may make what nobody will look for any more, if its attempt is over.
+        (false, false) => {
+            let why = CompensationReason::RunFound;
+            compensation::reopen(&known(job, run), run.attempt, None, why, now, limits)
+        }
     }
-    if !run.is_completed() {
-        let (id, url) = (Some(run.workflow_run_id.clone()), run.run_url.clone());
-        return dispatched(job, id, url, now, limits);
+}
+
+/// The job as of the run being known: an attempt that has a run may have made something.
+fn known(job: &Job, run: &RunSeen) -> Job {
+    let mut job = job.clone();
+    if let Some(attempt) = job.attempts.iter_mut().find(|it| it.number == run.attempt) {
+        attempt.workflow_run_id.get_or_insert_with(|| run.workflow_run_id.clone());
     }
-    match run.conclusion.as_deref() {
-        Some(SUCCESS) => succeed(job, ServerFacts::default(), now),
-        how => run_ended(job, how.unwrap_or("it does not say how"), now, limits),
-    }
+    job
 }
 
 /// Whether a run should be ended: its attempt is over and it goes on, or it is not its attempt's

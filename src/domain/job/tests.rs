@@ -1056,12 +1056,59 @@ fn the_end_of_a_nodes_job_changes_the_node_in_the_same_decision() {
         assert_eq!(names(&decision), ["JobSucceeded", succeeded]);
         let decision = of_node(job_type).reports(host_failed(false));
         assert_eq!(names(&decision), ["JobFailed", ended]);
-        let decision = of_node(job_type).orders(cancel());
-        assert_eq!(names(&decision), ["JobCancelled", ended]);
         for event in &decision.events {
             assert_eq!(node_of(event), Some(NODE), "{event:?}");
         }
     }
+}
+
+/// A node's job that was cancelled while its worker runs it.
+fn ending(job_type: &str) -> Story {
+    let mut job = of_node(job_type);
+    let decision = job.orders(cancel());
+    assert_eq!(names(&decision), ["RunnerEndAwaited", "JobCancelled"]);
+    assert_eq!(job.status(), JobStatus::Cancelled);
+    assert_eq!(job.queue, (QueueState::Running, job.now + job.limits.lease), "its row is kept");
+    job
+}
+
+#[test]
+fn a_cancelled_jobs_node_is_free_when_its_worker_has_ended_what_it_ran() {
+    for (job_type, ended) in
+        [(PROVISION_NODE, "NodeBecameUnreachable"), (DECOMMISSION_NODE, "NodeDecommissionEnded")]
+    {
+        let mut job = ending(job_type);
+        let claim = job.claim_of(1);
+        let other = JobCommand::EndRunner { claim: Position(claim.0 + 1) };
+        assert_eq!(job.orders(other), JobDecision::nothing(), "another's word");
+        let decision = job.orders(JobCommand::EndRunner { claim });
+        assert_eq!(names(&decision), ["RunnerEnded", ended]);
+        assert!(decision.events.iter().all(|event| node_of(event) == Some(NODE)));
+        assert_eq!(job.queue.0, QueueState::Ended);
+        assert_eq!(job.orders(JobCommand::EndRunner { claim }), JobDecision::nothing());
+    }
+}
+
+#[test]
+fn a_cancelled_jobs_node_is_free_when_its_workers_lease_has_run_out() {
+    let mut job = ending(PROVISION_NODE);
+    job.wait(job.limits.lease - SignedDuration::from_secs(1));
+    assert_eq!(job.orders(JobCommand::Tick), JobDecision::nothing());
+    job.wait(SignedDuration::from_secs(1));
+    let decision = job.orders(JobCommand::Tick);
+    let [Event::RunnerEnded(ended), Event::NodeBecameUnreachable(_)] = &decision.events[..] else {
+        panic!("{decision:?}")
+    };
+    assert!(ended.lapsed);
+    assert_eq!(job.orders(JobCommand::Tick), JobDecision::nothing());
+}
+
+#[test]
+fn a_nodes_job_that_nobody_runs_is_cancelled_in_one_decision() {
+    let mut job = of_node(PROVISION_NODE);
+    job.reports(host_failed(true));
+    let decision = job.orders(cancel());
+    assert_eq!(names(&decision), ["JobCancelled", "NodeBecameUnreachable"]);
 }
 
 #[test]
@@ -1349,6 +1396,79 @@ fn a_run_that_ends_without_a_word_ends_its_attempt() {
         assert_eq!(failed.error_code, "RUN_ENDED");
         assert!(failed.error_message.ends_with(how));
     }
+}
+
+#[test]
+fn a_run_that_is_seen_at_work_is_heard_of_until_the_attempts_time_is_over() {
+    let mut job = running();
+    let mut recorded = 0;
+    for _ in 1..30 {
+        job.wait_minutes(1);
+        recorded += job.orders(observed(seen(1, "7", 1, None))).events.len();
+        assert_eq!(job.orders(JobCommand::Tick), JobDecision::nothing());
+    }
+    assert!((7..12).contains(&recorded), "{recorded} events: one in a while, not one a look");
+    job.wait_minutes(1);
+    assert_eq!(failure(&job.orders(JobCommand::Tick)).error_code, "ATTEMPT_TIMEOUT");
+}
+
+#[test]
+fn a_run_that_waits_itself_or_is_another_attempts_is_not_heard_of() {
+    let mut job = running();
+    let mut waiting = seen(1, "7", 1, None);
+    "queued".clone_into(&mut waiting.status);
+    let mut old = running_again();
+    for _ in 0..14 {
+        job.wait_minutes(1);
+        old.wait_minutes(1);
+        job.orders(observed(waiting.clone()));
+        old.orders(observed(seen(1, "7", 1, None)));
+    }
+    for mut job in [job, old] {
+        job.wait_minutes(1);
+        assert_eq!(failure(&job.orders(JobCommand::Tick)).error_code, "HEARTBEAT_TIMEOUT");
+    }
+}
+
+#[test]
+fn a_run_that_has_ended_while_its_job_waits_again_is_acted_on_at_once() {
+    let lost = {
+        let mut job = dispatching();
+        job.wait_minutes(2);
+        job.orders(JobCommand::Tick);
+        job
+    };
+    let refused = {
+        let mut job = dispatching();
+        job.reports(dispatch_failed());
+        job
+    };
+    for job in [lost, refused] {
+        assert_eq!(job.status(), JobStatus::Queued);
+        let mut failed = job.clone();
+        let decision = failed.orders(observed(seen(1, "7", 1, Some("failure"))));
+        assert_eq!(names(&decision), ["WorkflowRunObserved", "JobFailed"]);
+        assert!(failed.job().attempt().compensation.is_some(), "it may have made a server");
+        let mut well = job.clone();
+        well.orders(observed(seen(1, "7", 1, Some("success"))));
+        assert_eq!((well.status(), well.queue.0), (JobStatus::Succeeded, QueueState::Ended));
+        // One at work is found by the next claim.
+        let mut at_work = job;
+        at_work.orders(observed(seen(1, "7", 1, None)));
+        assert_eq!(at_work.status(), JobStatus::Queued);
+    }
+}
+
+#[test]
+fn a_run_that_was_seen_to_end_before_its_job_waited_for_it_ends_its_attempt() {
+    let mut job = queued_again();
+    let end = || observed(seen(2, "7", 1, Some("failure")));
+    job.orders(claim());
+    // As a log has it that was written before the end of a waiting job's run was acted on.
+    let observed_at_first = job.clone().orders(end()).events[0].clone();
+    job.append(observed_at_first, None);
+    assert_eq!(names(&job.orders(end())), ["WorkflowRunObserved", "JobFailed"]);
+    assert_eq!(job.orders(end()), JobDecision::nothing());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use axum::http::Request;
 use axum::response::Response;
 use milepost_projections::job::job_of;
 use milepost_projections::node::node_of;
-use milepost_schemas::{AgentId, JobId, NodeId};
+use milepost_schemas::{AgentId, JobId, NodeId, StreamId};
 use uuid::Uuid;
 
 use super::events::Query;
@@ -17,6 +17,7 @@ use super::{Id, agents, jobs};
 use crate::app::App;
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
+use crate::log::EventFilter;
 use crate::push::serve::respond;
 use crate::push::{Cursor, Subscription, WANTS_MAX, Wants};
 
@@ -96,9 +97,16 @@ async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
             ("log", value) => wants.logs.push(named("log", value)?),
             ("node", "all") => wants.all_nodes = true,
             ("node", value) => wants.nodes.push(named("node", value)?),
-            (_, "all") => wants.events = Some(crate::log::EventFilter::default()),
+            (_, "all") => wants.events = Some(EventFilter::default()),
             (_, value) => {
                 let id: Uuid = named("events", value)?;
+                if StreamId(id) == StreamId::QUEUE {
+                    // Of the queue itself: it is nobody's, so that nothing else need be asked.
+                    let streams = vec![StreamId::QUEUE];
+                    let of_queue = EventFilter { streams, ..EventFilter::default() };
+                    wants.events.get_or_insert(of_queue);
+                    continue;
+                }
                 // One id, of an agent, a job or a node: the log says which.
                 match app.log.read_latest(id.into()).await?.as_ref().map(|it| it.event()) {
                     Some(Ok(event)) if job_of(event).is_some() => {

@@ -284,3 +284,42 @@ impl Failure {
 fn is_web(url: &str) -> bool {
     url.starts_with("https://") || url.starts_with("http://")
 }
+
+#[cfg(test)]
+mod tests {
+    use milepost_projections::answers::UndoAnswer;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::constant(1_756_461_600, 0);
+
+    fn thing(outcome: &'static str, detail: Option<&str>) -> UndoAnswer {
+        let (id, detail) = (Some("42".to_owned()), detail.map(str::to_owned));
+        UndoAnswer { resource: "server", id, outcome, detail }
+    }
+
+    fn line(status: &'static str, waits: bool, resources: Vec<UndoAnswer>) -> (String, String) {
+        let next_try_at = waits.then(|| NOW + jiff::SignedDuration::from_secs(30));
+        let undoing =
+            CompensationAnswer { status, tries: 1, next_try_at, completed_at: None, resources };
+        let view = UndoView::of(&undoing, NOW);
+        assert_eq!(view.status, status);
+        (view.text, view.word.to_owned())
+    }
+
+    #[test]
+    fn what_becomes_of_what_an_attempt_made_is_said_in_a_line() {
+        let said = |text: &str, word: &str| (text.to_owned(), word.to_owned());
+        assert_eq!(line("waiting", true, Vec::new()), said("what it made is to be removed", "in"));
+        let locked = thing("failed", Some("it is locked"));
+        let failed = line("failed", true, vec![locked, thing("removed", None)]);
+        let words = "server 42 could not be removed: it is locked; server 42 removed ✓";
+        assert_eq!(failed, said(words, "next try in"));
+        let waits = "looked at again when its run ends, or in";
+        let nothing = "nothing was left so far, and its run goes on";
+        assert_eq!(line("awaits_run", true, Vec::new()), said(nothing, waits));
+        let kept = line("completed", false, vec![thing("kept", Some("it is another's"))]);
+        assert_eq!(kept, said("server 42 was kept: it is another's", ""));
+        assert_eq!(line("completed", false, Vec::new()), said("nothing was left ✓", ""));
+    }
+}

@@ -62,10 +62,12 @@ pub const WORDS: &[(&str, &str)] = &[
     ("undo.failed", "could not be removed"),
     // Where no such thing is known.
     ("undo-all.waiting", "what it made is to be removed"),
+    ("undo-all.awaits_run", "nothing was left so far, and its run goes on"),
     ("undo-all.failed", "what it made could not be removed"),
     ("undo-all.completed", "nothing was left ✓"),
     // What stands before the clock of the next try.
     ("undo-next.waiting", "in"),
+    ("undo-next.awaits_run", "looked at again when its run ends, or in"),
     ("undo-next.failed", "next try in"),
     // What happens after a failure.
     ("next.retry", "The next attempt begins in"),

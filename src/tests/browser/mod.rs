@@ -4,6 +4,7 @@ mod driver;
 mod freshness;
 mod log;
 mod progress;
+mod queue;
 mod tabs;
 
 use serde_json::Value;

@@ -20,7 +20,7 @@ mod streams;
 mod webhooks_github;
 
 /// Logs in as the account that `dev` makes; returns the cookie's value.
-async fn log_in(server: &Server) -> String {
+pub(crate) async fn log_in(server: &Server) -> String {
     let client = server.client();
     let body = json!({"email": "admin@localhost", "password": server.ready("admin_password")});
     let answer = client.send(client.request(Method::POST, "/api/login").json(&body)).await;

@@ -2,12 +2,15 @@
 //!
 //! What runs is under a lease and under a supervisor (`milepost supervise`): it ends, with every
 //! process below it, when it takes too long, when its job is cancelled or its lease lost, when this
-//! worker ends and when it is killed. Tasks and lines reach the job by the callback plugin alone;
+//! worker ends and when it is killed; and the worker ends what a killed supervisor leaves. Tasks and lines reach the job by the callback plugin alone;
 //! what is printed is kept for the error only.
 
 mod files;
 mod outcome;
+mod strays;
 mod supervised;
+
+pub use strays::end_strays;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -89,8 +92,10 @@ pub async fn run(app: &App, order: AttemptOrder) {
             Some(Report::DispatchFailed { reason, delay, unresolved: false })
         }
     };
-    if let Some(report) = report {
-        super::tell(app, &order, report).await;
+    match report {
+        Some(report) => drop(super::tell(app, &order, report).await),
+        // Whoever ended the attempt waits to hear that nothing of it runs any more.
+        None => super::end(app, &order).await,
     }
 }
 
@@ -106,6 +111,7 @@ pub async fn unready(settings: &Ansible) -> Option<String> {
 /// Looks whether everything is there before the attempt counts as begun. What is not there is the
 /// reason why the job waits on.
 async fn prepare(app: &App, order: &AttemptOrder) -> Result<Run, String> {
+    end_strays().await;
     let settings = &app.config.ansible;
     let (directory, playbook) = directory(settings, &order.job_type)?;
     check_version(settings).await?;
@@ -239,11 +245,15 @@ async fn play(
         .process_group(0)
         .env_clear()
         .envs(inherited())
-        .envs(environment(&run.directory, private));
+        .envs(environment(&run.directory, private))
+        .env(strays::MARK.0, strays::MARK.1);
     if !check {
         command.envs(callbacks(app, order));
     }
-    supervised::run(command, settings.grace, stop).await
+    let ended = supervised::run(command, settings.grace, stop).await;
+    // Of a supervisor that was killed, what the run has started is left.
+    end_strays().await;
+    ended
 }
 
 fn inherited() -> impl Iterator<Item = (&'static str, std::ffi::OsString)> {

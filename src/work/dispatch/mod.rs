@@ -4,7 +4,7 @@ mod ansible;
 mod github_actions;
 mod rehearsal;
 
-pub use ansible::unready;
+pub use ansible::{end_strays, unready};
 pub use github_actions::{find_run, run_name};
 pub use rehearsal::SECRET_VARIABLE;
 
@@ -106,6 +106,16 @@ pub async fn claim(
         }
     }
     Ok(())
+}
+
+/// Says that nothing of the attempt runs any more, should anybody wait for that.
+async fn end(app: &App, order: &AttemptOrder) {
+    let command = JobCommand::EndRunner { claim: order.claim };
+    let metadata = system(app, order.job_id);
+    if let Err(error) = execute::to_job(app, order.job_id, command, metadata).await {
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(job = %order.job_id, error, "the end of an attempt could not be recorded");
+    }
 }
 
 /// How long a job waits after its dispatch was refused for the `refusals + 1`st time: twice as

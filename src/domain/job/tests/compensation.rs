@@ -4,7 +4,8 @@ use milepost_schemas::event::{CompensationStepTaken, Resource, UndoOutcome};
 
 use super::*;
 use crate::domain::job::compensation::{
-    CLEAN_UP, FINDINGS_MAX, Finding, RETRY_FIRST, RETRY_MAX, RETRY_SLOW, TRIES_QUICK, due,
+    CLEAN_UP, FINDINGS_MAX, Finding, RETRY_FIRST, RETRY_MAX, RETRY_SLOW, RUN_LASTS_MAX,
+    TRIES_QUICK, due,
 };
 
 const FIRST: Attempt = Attempt::FIRST;
@@ -15,7 +16,7 @@ pub(super) fn asked_for(job: &Job) -> Result<(), TestCaseError> {
     for attempt in &job.attempts {
         let succeeded =
             job.status == JobStatus::Succeeded && attempt.number == job.attempt().number;
-        let begun = attempt.started_at.is_some() && attempt.dispatcher.is_some();
+        let begun = attempt.started_at.is_some();
         let over = attempt.ended_at.is_some() && !succeeded;
         let undoing = attempt.compensation.is_some();
         prop_assert!(undoing || !(begun && over), "{attempt:?} is forgotten");
@@ -206,4 +207,116 @@ fn what_a_try_says_is_bounded_and_what_failed_is_among_it() {
     let decision = job.orders(tried(1, &outcomes));
     assert_eq!(steps(&decision).len(), FINDINGS_MAX);
     assert_eq!(steps(&decision)[0].outcome, UndoOutcome::Failed);
+}
+
+/// A job that was cancelled, and whose run nobody has seen end.
+fn cancelled_with_a_run() -> Story {
+    let mut job = dispatching();
+    job.reports(dispatched("7"));
+    job.hears(json!({"status": "provisioning"}));
+    job.orders(cancel());
+    job.wait_minutes(2);
+    job
+}
+
+fn undo(reason: CompensationReason, server_id: Option<&str>) -> JobCommand {
+    JobCommand::Undo { attempt: FIRST, server_id: server_id.map(Into::into), reason }
+}
+
+#[test]
+fn it_is_not_completed_while_the_run_may_make_more_and_is_due_when_that_ends() {
+    let mut job = cancelled_with_a_run();
+    let decision = job.orders(tried(1, &[UndoOutcome::Removed]));
+    assert_eq!(names(&decision), ["CompensationStepTaken", "CompensationPutOff"]);
+    assert!(!is_due(&job));
+    let mut later = job.clone();
+    later.wait(RETRY_FIRST);
+    assert!(is_due(&later), "it is looked at while it goes on, too");
+    assert_eq!(names(&later.orders(tried(2, &[]))), ["CompensationPutOff"]);
+    job.orders(observed(seen(1, "7", 1, Some("cancelled"))));
+    assert!(is_due(&job));
+    let decision = job.orders(tried(2, &[UndoOutcome::Removed]));
+    assert_eq!(names(&decision).last(), Some(&"CompensationCompleted"));
+    assert!(!is_due(&job));
+}
+
+#[test]
+fn what_cannot_be_undone_after_the_run_is_tried_again_at_its_pace() {
+    let mut job = cancelled_with_a_run();
+    job.orders(tried(1, &[]));
+    job.orders(observed(seen(1, "7", 1, Some("cancelled"))));
+    job.orders(tried(2, &[UndoOutcome::Failed]));
+    assert!(!is_due(&job), "not again and again");
+    job.wait(RETRY_FIRST * 2);
+    assert!(is_due(&job));
+}
+
+#[test]
+fn a_run_that_is_never_seen_to_end_is_waited_for_no_longer_than_it_can_last() {
+    let mut job = cancelled_with_a_run();
+    job.wait(RUN_LASTS_MAX);
+    assert_eq!(names(&job.orders(tried(1, &[]))), ["CompensationCompleted"]);
+}
+
+#[test]
+fn a_run_that_is_seen_at_work_after_all_was_undone_opens_it_again() {
+    let mut job = cancelled_with_a_run();
+    job.orders(observed(seen(1, "7", 1, Some("failure"))));
+    job.orders(tried(1, &[]));
+    assert!(job.job().attempt().compensation.as_ref().is_some_and(|it| !it.is_open()));
+    // Somebody runs it again.
+    let decision = job.orders(observed(seen(1, "7", 2, None)));
+    assert_eq!(asked(&decision), [(1, None)]);
+    job.wait_minutes(2);
+    assert_eq!(names(&job.orders(tried(1, &[]))), ["CompensationPutOff"]);
+    // One that nobody knew of, of an attempt that was given up.
+    let mut job = dispatching();
+    job.reports(Report::DispatchLost);
+    job.wait_minutes(2);
+    job.orders(tried(1, &[]));
+    assert_eq!(asked(&job.orders(observed(seen(1, "7", 1, None)))), [(1, None)]);
+}
+
+#[test]
+fn a_thing_that_turns_up_opens_what_was_completed_and_no_attempt_that_goes_on() {
+    let found = CompensationReason::ThingFound;
+    let mut job = cancelled();
+    job.wait_minutes(2);
+    job.orders(tried(1, &[UndoOutcome::Removed]));
+    // The same server is news where it was thought to be gone; a device has no server's id.
+    for server_id in [Some("42"), None] {
+        let mut job = job.clone();
+        assert_eq!(asked(&job.orders(undo(found, server_id))), [(1, server_id)]);
+        assert_eq!(job.orders(undo(found, server_id)), JobDecision::nothing(), "it is open");
+        job.wait_minutes(2);
+        assert!(is_due(&job));
+    }
+    for mut job in [running(), succeeded(), queued()] {
+        assert_eq!(job.orders(undo(found, Some("42"))), JobDecision::nothing());
+    }
+}
+
+#[test]
+fn of_an_attempt_that_succeeded_only_a_replaced_instance_is_undone() {
+    let replaced = CompensationReason::InstanceReplaced;
+    let mut job = succeeded();
+    assert_eq!(asked(&job.orders(undo(replaced, Some("42")))), [(1, Some("42"))]);
+    job.wait_minutes(2);
+    assert!(is_due(&job));
+    job.orders(tried(1, &[UndoOutcome::Removed]));
+    assert_eq!(job.status(), JobStatus::Succeeded);
+    assert_eq!(running().orders(undo(replaced, None)), JobDecision::nothing());
+}
+
+#[test]
+fn an_attempt_that_somebody_began_by_hand_is_undone_like_any_other() {
+    let mut job = queued();
+    job.hears(json!({"status": "provisioning", "workflow_run_id": "7"}));
+    assert_eq!(job.job().attempt().dispatcher, None);
+    let decision = job.hears(json!({"status": "failed", "server_id": "42"}));
+    assert_eq!(asked(&decision), [(1, Some("42"))]);
+    job.wait_minutes(2);
+    // Nobody can be asked for its run.
+    let decision = job.orders(tried(1, &[UndoOutcome::Removed]));
+    assert_eq!(names(&decision).last(), Some(&"CompensationCompleted"));
 }

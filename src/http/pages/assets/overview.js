@@ -1,4 +1,5 @@
-// The overview follows every agent: rows are filled in place, and move only when a state changes.
+// The overview follows every agent and the queue: rows are filled in place, and move only when a
+// state changes.
 
 import { announce, attribute, copy, fillStanding, fillSteps, overdueAfter, setMoment, slot, text, word } from "./fill.js";
 import { number } from "./format.js";
@@ -13,6 +14,7 @@ class Overview extends HTMLElement {
   #changed = new Map();
   #flushing = 0;
   #subscription = null;
+  #asked = 0;
 
   connectedCallback() {
     this.groups = [...this.querySelectorAll(".group")].map((element) => ({
@@ -24,7 +26,8 @@ class Overview extends HTMLElement {
     this.filter.value = new URLSearchParams(location.search).get("q") ?? "";
     this.filter.addEventListener("input", () => this.#filtered());
     if (this.filter.value) this.#filtered();
-    this.#subscription = subscribe({ agent: ["all"] }, (message) => this.#receive(message));
+    const topics = { agent: ["all"], events: [this.dataset.queue] };
+    this.#subscription = subscribe(topics, (message) => this.#receive(message));
     document.addEventListener("milepost:tick", this.#tick);
   }
 
@@ -34,10 +37,23 @@ class Overview extends HTMLElement {
   }
 
   #receive({ event, data }) {
+    if (event === "recorded") return this.#queueChanged();
     if (event !== "instance") return;
     // Only the newest state of each agent matters, however many came since the last frame.
     this.#changed.set(data.agent.id, data);
     this.#flushing ||= setTimeout(() => this.#flush(), 16);
+  }
+
+  /** Somebody stopped the queue, or let it go on: the server says what stands there now. */
+  async #queueChanged() {
+    const asked = ++this.#asked;
+    const answer = await fetch("/", { headers: { accept: "text/html" } }).catch(() => null);
+    const page = answer?.ok && new DOMParser().parseFromString(await answer.text(), "text/html");
+    const now = page && page.querySelector("aside.queue");
+    // A later change has asked anew.
+    if (!now || asked !== this.#asked) return;
+    this.querySelector("aside.queue").replaceChildren(...now.childNodes);
+    announce(this.querySelector(".paused strong")?.textContent ?? "The queue goes on.");
   }
 
   #flush() {

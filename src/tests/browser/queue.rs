@@ -1,0 +1,36 @@
+//! Whether the queue is paused is seen without a reload.
+
+use serde_json::json;
+
+use super::{is_live, logged_in};
+use crate::harness::Server;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_and_its_end_appear_on_the_overview_as_they_happen() {
+    let server = Server::start().await;
+    let (client, browser) = (server.client(), logged_in(&server).await);
+    browser.open(&server.url()).await;
+    is_live(&browser).await;
+    browser.run("window.unmoved = true").await;
+    let (status, _) = client.post("/api/queue/pause", &json!({"reason": "a disk is full"})).await;
+    assert_eq!(status, 200);
+    browser
+        .wait_for(
+            "the pause and its reason are there",
+            "return /a disk is full/.test(document.querySelector('aside.queue .paused')?.textContent)",
+        )
+        .await;
+    let said = "return document.getElementById('announcer').textContent === 'The queue is paused.'";
+    browser.wait_for("it is said to those who listen", said).await;
+    let (status, _) = client.post("/api/queue/resume", &json!({})).await;
+    assert_eq!(status, 200);
+    browser
+        .wait_for(
+            "it can be paused again",
+            "return document.querySelector('aside.queue details') !== null
+                && document.querySelector('aside.queue .paused') === null",
+        )
+        .await;
+    assert_eq!(browser.run("return window.unmoved").await, true);
+    assert_eq!(browser.console().await, [""; 0]);
+}
