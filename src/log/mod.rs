@@ -1,13 +1,14 @@
 //! The event log: append with group commit, read in ranges, follow as it grows.
 //!
-//! Everything is in three files and one SQL function. [`append`] is the only way in;
+//! Everything is in four files and one SQL function. [`append`] is the only way in;
 //! [`follow`] gives every committed event, once and in order, to this process; [`read`] answers
-//! from the tables.
+//! from the tables; [`scan`] goes through all of it.
 
 mod append;
 mod connect;
 mod follow;
 mod read;
+mod scan;
 
 use std::io::Write as _;
 use std::sync::{Arc, OnceLock};
@@ -24,6 +25,10 @@ pub use append::{AppendError, Appended, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, QUEUE_
 pub use connect::{Database, DatabaseError};
 pub use follow::{Feed, RING_BYTES_MAX, RING_EVENTS_MAX, Since};
 pub use read::{EventFilter, READ_EVENTS_MAX};
+pub use scan::{
+    CHUNK_BYTES_MAX, CHUNK_EVENTS_MAX, CHUNKS_AHEAD, Chunk, RANGE_EVENTS, Row,
+    SCAN_CONNECTIONS_MAX, scan,
+};
 
 use crate::metrics::Metrics;
 
