@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use milepost_schemas::event::Server;
-use milepost_schemas::{AgentId, Event, InstanceId, JobId, Position};
+use milepost_schemas::{AgentId, Event, EventType, InstanceId, JobId, Position};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -176,6 +176,13 @@ impl Board {
             | Event::QueuePaused(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
+            | Event::ProjectionRebuildRequested(_)
+            | Event::ProjectionRollbackRequested(_)
+            | Event::ProjectionVerifyRequested(_)
+            | Event::ProjectionSwitchRequested(_)
+            | Event::ProjectionOrderCancelled(_)
+            | Event::ProjectionOrderEnded(_)
+            | Event::ProjectionEventSkipped(_)
             | Event::QueueResumed(_) => return,
         }
         self.position = recorded.position;
@@ -224,6 +231,13 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         | Event::QueuePaused(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
+        | Event::ProjectionRebuildRequested(_)
+        | Event::ProjectionRollbackRequested(_)
+        | Event::ProjectionVerifyRequested(_)
+        | Event::ProjectionSwitchRequested(_)
+        | Event::ProjectionOrderCancelled(_)
+        | Event::ProjectionOrderEnded(_)
+        | Event::ProjectionEventSkipped(_)
         | Event::QueueResumed(_) => None,
     }
 }
@@ -234,6 +248,29 @@ pub struct Boards;
 impl Projection for Boards {
     const NAME: &'static str = "board";
     const VERSION: i16 = 3;
+    const PASSES_OVER: &'static [EventType] = &[
+        EventType::JobLogRecorded,
+        EventType::CallbackRejected,
+        EventType::NodeRegistered,
+        EventType::NodeProvisioningRequested,
+        EventType::NodeActivated,
+        EventType::NodeBecameUnreachable,
+        EventType::NodeDecommissionRequested,
+        EventType::NodeDecommissioned,
+        EventType::NodeDecommissionEnded,
+        EventType::NodeAddressTaken,
+        EventType::QueuePaused,
+        EventType::OrphanFound,
+        EventType::OrphanRemoved,
+        EventType::ProjectionRebuildRequested,
+        EventType::ProjectionRollbackRequested,
+        EventType::ProjectionVerifyRequested,
+        EventType::ProjectionSwitchRequested,
+        EventType::ProjectionOrderCancelled,
+        EventType::ProjectionOrderEnded,
+        EventType::ProjectionEventSkipped,
+        EventType::QueueResumed,
+    ];
     type State = Board;
 
     fn key(event: &Event) -> Option<Uuid> {

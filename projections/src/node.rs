@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 
 use jiff::Timestamp;
-use milepost_schemas::{Event, JobId, NodeId, Position, StreamId};
+use milepost_schemas::{Event, EventType, JobId, NodeId, Position, StreamId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -123,6 +123,13 @@ impl Node {
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
+            | Event::ProjectionRebuildRequested(_)
+            | Event::ProjectionRollbackRequested(_)
+            | Event::ProjectionVerifyRequested(_)
+            | Event::ProjectionSwitchRequested(_)
+            | Event::ProjectionOrderCancelled(_)
+            | Event::ProjectionOrderEnded(_)
+            | Event::ProjectionEventSkipped(_)
             | Event::QueueResumed(_) => return,
         }
         node.updated_at = at;
@@ -207,6 +214,13 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
         | Event::InstanceServerMissing(_)
+        | Event::ProjectionRebuildRequested(_)
+        | Event::ProjectionRollbackRequested(_)
+        | Event::ProjectionVerifyRequested(_)
+        | Event::ProjectionSwitchRequested(_)
+        | Event::ProjectionOrderCancelled(_)
+        | Event::ProjectionOrderEnded(_)
+        | Event::ProjectionEventSkipped(_)
         | Event::QueueResumed(_) => None,
     }
 }
@@ -222,6 +236,31 @@ pub struct Nodes;
 impl Projection for Nodes {
     const NAME: &'static str = "nodes";
     const VERSION: i16 = 2;
+    const PASSES_OVER: &'static [EventType] = &[
+        EventType::AgentCreated,
+        EventType::ProvisioningRequested,
+        EventType::AgentActivated,
+        EventType::ProvisioningEnded,
+        EventType::InstanceRequested,
+        EventType::InstanceStarted,
+        EventType::CallbackRejected,
+        EventType::JobLogRecorded,
+        EventType::QueuePaused,
+        EventType::CompensationRequested,
+        EventType::CompensationStepTaken,
+        EventType::CompensationCompleted,
+        EventType::OrphanFound,
+        EventType::OrphanRemoved,
+        EventType::InstanceServerMissing,
+        EventType::ProjectionRebuildRequested,
+        EventType::ProjectionRollbackRequested,
+        EventType::ProjectionVerifyRequested,
+        EventType::ProjectionSwitchRequested,
+        EventType::ProjectionOrderCancelled,
+        EventType::ProjectionOrderEnded,
+        EventType::ProjectionEventSkipped,
+        EventType::QueueResumed,
+    ];
     type State = NodeRow;
 
     fn key(event: &Event) -> Option<Uuid> {

@@ -9,11 +9,14 @@ use milepost_schemas::event::{
     InstanceServerMissing, InstanceStarted, JobCancelled, JobFailed, JobLogRecorded,
     JobPriorityChanged, JobQueued, JobRetried, JobSucceeded, LateCallbackRecorded, NodeActivated,
     NodeAddressTaken, NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested,
-    NodeDecommissioned, NodeProvisioningRequested, NodeRegistered, NotApplied, OrphanFound,
-    OrphanReason, OrphanRemoved, Outcome, ProvisioningEnded, ProvisioningRequested,
-    ProvisioningStarted, ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry,
-    Server, TaskStarted, UndoOutcome, WORKFLOW_FAILED, WorkflowDispatchFailed,
-    WorkflowDispatchRequested, WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
+    NodeDecommissioned, NodeProvisioningRequested, NodeRegistered, NotApplied, OrderOutcome,
+    OrphanFound, OrphanReason, OrphanRemoved, Outcome, ProjectionEventSkipped,
+    ProjectionOrderCancelled, ProjectionOrderEnded, ProjectionRebuildRequested,
+    ProjectionRollbackRequested, ProjectionSwitchRequested, ProjectionVerifyRequested,
+    ProvisioningEnded, ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded,
+    QueuePaused, QueueResumed, Resource, Retry, Server, Switch, TaskStarted, UndoOutcome,
+    WORKFLOW_FAILED, WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+    WorkflowRunCancelRequested, WorkflowRunObserved,
 };
 use milepost_schemas::{
     AgentId, Attempt, Event, EventType, InstanceId, JobId, NodeId, Position, StreamId,
@@ -436,6 +439,51 @@ fn any_event() -> impl Strategy<Value = Event> {
                 EventType::QueuePaused => {
                     QueuePaused { paused_by: step.clone(), reason: step }.into()
                 }
+                EventType::ProjectionRebuildRequested => ProjectionRebuildRequested {
+                    projection: step.clone(),
+                    requested_by: step,
+                    switch: if flag { Switch::Always } else { Switch::WhenEqual },
+                    reason: word,
+                }
+                .into(),
+                EventType::ProjectionRollbackRequested => ProjectionRollbackRequested {
+                    projection: step.clone(),
+                    requested_by: step,
+                    reason: word,
+                }
+                .into(),
+                EventType::ProjectionVerifyRequested => {
+                    ProjectionVerifyRequested { projection: step.clone(), requested_by: step }
+                        .into()
+                }
+                EventType::ProjectionSwitchRequested => {
+                    ProjectionSwitchRequested { projection: step.clone(), requested_by: step }
+                        .into()
+                }
+                EventType::ProjectionOrderCancelled => ProjectionOrderCancelled {
+                    projection: step.clone(),
+                    cancelled_by: step,
+                    reason: word,
+                }
+                .into(),
+                EventType::ProjectionOrderEnded => ProjectionOrderEnded {
+                    projection: step,
+                    outcome: if flag { OrderOutcome::Switched } else { OrderOutcome::Failed },
+                    generation: Some(attempt.0),
+                    position: None,
+                    rows: None,
+                    differing: None,
+                    first_difference: None,
+                    error: word,
+                }
+                .into(),
+                EventType::ProjectionEventSkipped => ProjectionEventSkipped {
+                    projection: step.clone(),
+                    position: Position(u64::from(attempt.0)),
+                    skipped_by: step.clone(),
+                    reason: step,
+                }
+                .into(),
                 EventType::QueueResumed => QueueResumed { resumed_by: step, reason: word }.into(),
                 EventType::CompensationRequested => CompensationRequested {
                     job_id,

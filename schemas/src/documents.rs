@@ -69,6 +69,13 @@ documents! {
     "OrphanFound" v 1,
     "OrphanRemoved" v 1,
     "InstanceServerMissing" v 1,
+    "ProjectionRebuildRequested" v 1,
+    "ProjectionRollbackRequested" v 1,
+    "ProjectionVerifyRequested" v 1,
+    "ProjectionSwitchRequested" v 1,
+    "ProjectionOrderCancelled" v 1,
+    "ProjectionOrderEnded" v 1,
+    "ProjectionEventSkipped" v 1,
 }
 
 macro_rules! node_examples {
