@@ -104,6 +104,7 @@ pub fn compare(results: &[Value]) -> Vec<Comparison> {
             push(format!("callback p99 {at}, of INSERT's"), ratio("insert", p99), target);
         }
     }
+    let mut beside = Vec::new();
     let mut figure = |name: &str, unit, series: Series<'_>, pointer, target| {
         let figures: Vec<f64> =
             series.figures(results, pointer).into_iter().map(|(_, figure)| figure).collect();
@@ -158,6 +159,25 @@ pub fn compare(results: &[Value]) -> Vec<Comparison> {
     figure("resume", "events/s", resume, "/per_second", Target::AtLeast(150_000.0));
     figure("resume, lost", "events", resume, "/lost", Target::AtMost(0.0));
     figure("resume, repeated", "events", resume, "/repeated", Target::AtMost(0.0));
+    for view in ["jobs", "board"] {
+        let rebuild = Series { measure: "rebuild", target: view, size: None };
+        let read = |connections| Series {
+            measure: "read",
+            target: "copy",
+            size: Some(("connections", connections)),
+        };
+        let rate = "/per_second";
+        let name = format!("rebuild of {view}");
+        figure(&name, "events/s", rebuild, rate, Target::AtLeast(600_000.0));
+        let ours = rebuild.figures(results, rate);
+        for (connections, words) in [(1, "one reader"), (2, "two readers")] {
+            let plain = read(connections).figures(results, rate);
+            let (ratio, rounds) = paired_ratio(&ours, &plain);
+            let name = format!("rebuild of {view}, of a plain read by {words}");
+            beside.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.8)));
+        }
+    }
+    found.extend(beside);
     let ours = burst("milepost").figures(results, "/per_second");
     let theirs = burst("nchan").figures(results, "/per_second");
     let name = "burst deliveries/s at 10,000, of nchan's".to_owned();

@@ -8,6 +8,8 @@ pub mod agent;
 pub mod answers;
 pub mod board;
 pub mod compensation;
+#[cfg(test)]
+mod golden;
 pub mod job;
 pub mod job_log;
 pub mod node;

@@ -724,3 +724,19 @@ fn a_late_word_about_an_older_order_does_not_touch_the_current_one() {
     after.position = before.position;
     assert_eq!(after, before);
 }
+
+/// A view does not even decode what it passes over, so none of that may belong to a row.
+fn passes_over_only_what_has_no_row<P: Projection>(event: &Event) {
+    let code = event.event_type().code();
+    assert!(P::folds(code) || P::key(event).is_none(), "{} {:?}", P::NAME, event.event_type());
+}
+
+proptest! {
+    #[test]
+    fn what_a_view_passes_over_belongs_to_no_row(event in any_event()) {
+        passes_over_only_what_has_no_row::<crate::board::Boards>(&event);
+        passes_over_only_what_has_no_row::<crate::job::Jobs>(&event);
+        passes_over_only_what_has_no_row::<crate::node::Nodes>(&event);
+        passes_over_only_what_has_no_row::<crate::compensation::Compensations>(&event);
+    }
+}

@@ -191,8 +191,14 @@ impl<P: Projection> View<P> {
             if !self.round(&events, "active").await? {
                 return Ok(());
             }
-            let rest = if events.len() >= BUSY_EVENTS { BUSY_REST } else { REST };
             let position = self.position();
+            let left = app.log.feed().head().0.saturating_sub(position.0);
+            let rest = match events.len() {
+                // Far behind there is no rest: whole rounds wait.
+                _ if left > ROUND_EVENTS_MAX as u64 => continue,
+                BUSY_EVENTS.. => BUSY_REST,
+                _ => REST,
+            };
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
                 _ = wanted.wait_for(|wanted| *wanted > position) => {}

@@ -46,6 +46,17 @@ const FIGURES: &[(&str, &[(&str, &str)])] = &[
     ),
     ("idle", &[("/bytes_per_stream", "bytes a stream")]),
     ("resume", &[("/per_second", "events/s"), ("/first_event_ms", "first event ms")]),
+    ("read", &[("/per_second", "events/s"), ("/bytes_per_event", "bytes an event")]),
+    (
+        "rebuild",
+        &[
+            ("/folded_per_second", "read and folded/s"),
+            ("/per_second", "with its rows/s"),
+            ("/seconds", "seconds"),
+            ("/memory_bytes", "memory, bytes"),
+            ("/server_processor_seconds", "server CPU s"),
+        ],
+    ),
 ];
 
 /// Prints medians (smallest to largest round) and compares them with the targets.
