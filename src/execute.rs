@@ -10,7 +10,8 @@ use lru::LruCache;
 use milepost_projections::compensation::orphan_stream;
 use milepost_projections::job::job_of;
 use milepost_projections::node::{address_stream, node_of};
-use milepost_projections::{Agent, Job, Node, NodeStatus, Queue};
+use milepost_projections::upkeep::upkeep_stream;
+use milepost_projections::{Agent, Job, Node, NodeStatus, Queue, Upkeep};
 use milepost_schemas::{AgentId, Event, JobId, Metadata, NodeId, Position, StreamId};
 
 use tokio::time::{Instant, timeout_at};
@@ -20,8 +21,10 @@ use crate::domain::agent::AgentRefusal;
 use crate::domain::job::{JobDecision, JobRefusal};
 use crate::domain::node::{Host, NodeRefusal};
 use crate::domain::queue::QueueRefusal;
+use crate::domain::upkeep::UpkeepRefusal;
 use crate::domain::{
-    AgentCommand, JobAnswer, JobCommand, NodeCommand, QueueCommand, agent, job, node, queue,
+    AgentCommand, JobAnswer, JobCommand, NodeCommand, QueueCommand, UpkeepCommand, agent, job,
+    node, queue, upkeep,
 };
 use crate::log::{AppendError, Committed, DatabaseError, Decision, Expected, Log, QueueRow};
 
@@ -56,6 +59,9 @@ pub enum ExecuteError {
     /// The queue is not in a state for it.
     #[error(transparent)]
     Queue(#[from] QueueRefusal),
+    /// The view is not in a state for it.
+    #[error(transparent)]
+    Upkeep(#[from] UpkeepRefusal),
     /// What the command depends on has changed meanwhile.
     #[error("it has changed meanwhile")]
     Moved,
@@ -323,6 +329,42 @@ pub async fn read_queue(log: &Log) -> Result<(u32, Queue), ExecuteError> {
     Ok((latest.version, Queue::after(&recorded)))
 }
 
+/// Gives a command to a view.
+///
+/// # Errors
+/// [`ExecuteError`]; nothing of it is in the log then, unless the log was `Unavailable`.
+pub async fn to_projection(
+    app: &App,
+    projection: &str,
+    command: UpkeepCommand,
+    metadata: impl Into<Arc<Metadata>>,
+) -> Result<Position, ExecuteError> {
+    let (metadata, deadline) = (metadata.into(), command_deadline());
+    let stream = upkeep_stream(projection);
+    for _ in 0..CONFLICTS_MAX {
+        let (version, state) = read_upkeep(&app.log, projection).await?;
+        let events = upkeep::decide(&state, projection, &metadata.actor, command.clone())?;
+        match order(app, stream, version, events, &metadata, deadline).await {
+            Err(AppendError::Conflict(_)) => {}
+            appended => return Ok(appended?),
+        }
+    }
+    Err(ExecuteError::Unavailable)
+}
+
+/// Reads what was ordered of a view from the log, and the version of its stream.
+///
+/// # Errors
+/// [`ExecuteError::Database`] or [`ExecuteError::Unreadable`].
+pub async fn read_upkeep(log: &Log, projection: &str) -> Result<(u32, Upkeep), ExecuteError> {
+    let events = log.read_streams(&[upkeep_stream(projection)]).await?;
+    let mut upkeep = Upkeep::default();
+    for event in &events {
+        upkeep.apply(&event.recorded().map_err(|error| unreadable(event, error))?);
+    }
+    Ok((events.last().map_or(0, |event| event.version), upkeep))
+}
+
 /// Records a fact of which its stream holds one; whether it is new.
 ///
 /// # Errors
@@ -514,6 +556,13 @@ fn stream_of(event: &Event) -> StreamId {
         Event::OrphanRemoved(event) => orphan_stream(event.resource, &event.resource_id),
         Event::QueuePaused(_) | Event::QueueResumed(_) => StreamId::QUEUE,
         Event::LogKeyRotated(_) | Event::LogEpochBegun(_) => StreamId::LEDGER,
+        Event::ProjectionRebuildRequested(event) => upkeep_stream(&event.projection),
+        Event::ProjectionRollbackRequested(event) => upkeep_stream(&event.projection),
+        Event::ProjectionVerifyRequested(event) => upkeep_stream(&event.projection),
+        Event::ProjectionSwitchRequested(event) => upkeep_stream(&event.projection),
+        Event::ProjectionOrderCancelled(event) => upkeep_stream(&event.projection),
+        Event::ProjectionOrderEnded(event) => upkeep_stream(&event.projection),
+        Event::ProjectionEventSkipped(event) => upkeep_stream(&event.projection),
         other => match (job_of(other), node_of(other)) {
             (Some(job), _) => job.stream(),
             (None, node) => node.expect("all others are of a job or a node").stream(),

@@ -13,4 +13,5 @@ pub mod publish;
 pub mod report;
 pub mod sse;
 pub mod stats;
+pub mod story;
 pub mod subscribe;

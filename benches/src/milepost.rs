@@ -99,6 +99,18 @@ impl Milepost {
         Ok(())
     }
 
+    /// Reads what a path of the API answers.
+    pub async fn read(&self, path: &str) -> Result<Value> {
+        let mut connection = Connection::open(&self.target).await?;
+        self.call(&mut connection, "GET", path, None).await
+    }
+
+    /// Gives an order.
+    pub async fn order(&self, path: &str, body: &Value) -> Result<Value> {
+        let mut connection = Connection::open(&self.target).await?;
+        self.call(&mut connection, "POST", path, Some(body)).await
+    }
+
     /// The highest position of the log.
     pub async fn head(&self) -> Result<u64> {
         let mut connection = Connection::open(&self.target).await?;

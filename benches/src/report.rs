@@ -104,6 +104,7 @@ pub fn compare(results: &[Value]) -> Vec<Comparison> {
             push(format!("callback p99 {at}, of INSERT's"), ratio("insert", p99), target);
         }
     }
+    let mut beside = Vec::new();
     let mut figure = |name: &str, unit, series: Series<'_>, pointer, target| {
         let figures: Vec<f64> =
             series.figures(results, pointer).into_iter().map(|(_, figure)| figure).collect();
@@ -160,12 +161,37 @@ pub fn compare(results: &[Value]) -> Vec<Comparison> {
     figure("resume, repeated", "events", resume, "/repeated", Target::AtMost(0.0));
     let rates =
         |measure, target| Series { measure, target, size: None }.figures(results, "/per_second");
-    let (ratio, rounds) = paired_ratio(&rates("verify", "milepost"), &rates("verify", "copy"));
-    let name = "verified events/s, of a plain read's".to_owned();
-    found.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.7)));
+    for (connections, words) in [(1, "one reader"), (2, "two readers")] {
+        let by = |measure, target| {
+            Series { measure, target, size: Some(("connections", connections)) }
+                .figures(results, "/per_second")
+        };
+        let (ratio, rounds) = paired_ratio(&by("verify", "milepost"), &by("read", "copy"));
+        let name = format!("verified events/s, of a plain read's by {words}");
+        found.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.7)));
+    }
     let (ratio, rounds) = paired_ratio(&rates("seal", "sealed"), &rates("seal", "unsealed"));
     let name = "callbacks/s with sealing, of those without".to_owned();
     found.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.95)));
+    for view in ["jobs", "board"] {
+        let rebuild = Series { measure: "rebuild", target: view, size: None };
+        let read = |connections| Series {
+            measure: "read",
+            target: "copy",
+            size: Some(("connections", connections)),
+        };
+        let rate = "/per_second";
+        let name = format!("rebuild of {view}");
+        figure(&name, "events/s", rebuild, rate, Target::AtLeast(600_000.0));
+        let ours = rebuild.figures(results, rate);
+        for (connections, words) in [(1, "one reader"), (2, "two readers")] {
+            let plain = read(connections).figures(results, rate);
+            let (ratio, rounds) = paired_ratio(&ours, &plain);
+            let name = format!("rebuild of {view}, of a plain read by {words}");
+            beside.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.8)));
+        }
+    }
+    found.extend(beside);
     let ours = burst("milepost").figures(results, "/per_second");
     let theirs = burst("nchan").figures(results, "/per_second");
     let name = "burst deliveries/s at 10,000, of nchan's".to_owned();

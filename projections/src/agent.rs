@@ -101,6 +101,13 @@ impl Agent {
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
             | Event::InstanceServerNotFound(_)
+            | Event::ProjectionRebuildRequested(_)
+            | Event::ProjectionRollbackRequested(_)
+            | Event::ProjectionVerifyRequested(_)
+            | Event::ProjectionSwitchRequested(_)
+            | Event::ProjectionOrderCancelled(_)
+            | Event::ProjectionOrderEnded(_)
+            | Event::ProjectionEventSkipped(_)
             | Event::QueueResumed(_) => return,
         }
         agent.updated_at = at;

@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use milepost_schemas::event::{InstanceServerMissing, InstanceServerNotFound, Server};
-use milepost_schemas::{AgentId, Event, InstanceId, JobId, Position};
+use milepost_schemas::{AgentId, Event, EventType, InstanceId, JobId, Position};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -180,6 +180,13 @@ impl Board {
             | Event::OrphanRemoved(_)
             | Event::RunnerEndAwaited(_)
             | Event::RunnerEnded(_)
+            | Event::ProjectionRebuildRequested(_)
+            | Event::ProjectionRollbackRequested(_)
+            | Event::ProjectionVerifyRequested(_)
+            | Event::ProjectionSwitchRequested(_)
+            | Event::ProjectionOrderCancelled(_)
+            | Event::ProjectionOrderEnded(_)
+            | Event::ProjectionEventSkipped(_)
             | Event::QueueResumed(_) => return,
         }
         self.position = recorded.position;
@@ -234,6 +241,13 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         | Event::OrphanRemoved(_)
         | Event::RunnerEndAwaited(_)
         | Event::RunnerEnded(_)
+        | Event::ProjectionRebuildRequested(_)
+        | Event::ProjectionRollbackRequested(_)
+        | Event::ProjectionVerifyRequested(_)
+        | Event::ProjectionSwitchRequested(_)
+        | Event::ProjectionOrderCancelled(_)
+        | Event::ProjectionOrderEnded(_)
+        | Event::ProjectionEventSkipped(_)
         | Event::QueueResumed(_) => None,
     }
 }
@@ -244,6 +258,29 @@ pub struct Boards;
 impl Projection for Boards {
     const NAME: &'static str = "board";
     const VERSION: i16 = 4;
+    const PASSES_OVER: &'static [EventType] = &[
+        EventType::JobLogRecorded,
+        EventType::CallbackRejected,
+        EventType::NodeRegistered,
+        EventType::NodeProvisioningRequested,
+        EventType::NodeActivated,
+        EventType::NodeBecameUnreachable,
+        EventType::NodeDecommissionRequested,
+        EventType::NodeDecommissioned,
+        EventType::NodeDecommissionEnded,
+        EventType::NodeAddressTaken,
+        EventType::QueuePaused,
+        EventType::OrphanFound,
+        EventType::OrphanRemoved,
+        EventType::ProjectionRebuildRequested,
+        EventType::ProjectionRollbackRequested,
+        EventType::ProjectionVerifyRequested,
+        EventType::ProjectionSwitchRequested,
+        EventType::ProjectionOrderCancelled,
+        EventType::ProjectionOrderEnded,
+        EventType::ProjectionEventSkipped,
+        EventType::QueueResumed,
+    ];
     type State = Board;
 
     fn key(event: &Event) -> Option<Uuid> {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use milepost_schemas::event::{
     CompensationPutOff, CompensationRequested, CompensationStepTaken, Resource, UndoOutcome,
 };
-use milepost_schemas::{Attempt, Event, JobId, StreamId};
+use milepost_schemas::{Attempt, Event, EventType, JobId, StreamId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -190,6 +190,52 @@ pub struct Compensations;
 impl Projection for Compensations {
     const NAME: &'static str = "compensations";
     const VERSION: i16 = 2;
+    const PASSES_OVER: &'static [EventType] = &[
+        EventType::AgentCreated,
+        EventType::ProvisioningRequested,
+        EventType::AgentActivated,
+        EventType::ProvisioningEnded,
+        EventType::JobQueued,
+        EventType::WorkflowDispatchRequested,
+        EventType::WorkflowDispatched,
+        EventType::WorkflowDispatchFailed,
+        EventType::ProvisioningStarted,
+        EventType::ProvisioningStepRecorded,
+        EventType::HeartbeatRecorded,
+        EventType::JobSucceeded,
+        EventType::JobFailed,
+        EventType::JobRetried,
+        EventType::JobCancelled,
+        EventType::LateCallbackRecorded,
+        EventType::JobPriorityChanged,
+        EventType::TaskStarted,
+        EventType::JobLogRecorded,
+        EventType::WorkflowRunObserved,
+        EventType::WorkflowRunCancelRequested,
+        EventType::InstanceRequested,
+        EventType::InstanceStarted,
+        EventType::CallbackRejected,
+        EventType::NodeRegistered,
+        EventType::NodeProvisioningRequested,
+        EventType::NodeActivated,
+        EventType::NodeBecameUnreachable,
+        EventType::NodeDecommissionRequested,
+        EventType::NodeDecommissioned,
+        EventType::NodeDecommissionEnded,
+        EventType::NodeAddressTaken,
+        EventType::QueuePaused,
+        EventType::QueueResumed,
+        EventType::ProjectionRebuildRequested,
+        EventType::ProjectionRollbackRequested,
+        EventType::ProjectionVerifyRequested,
+        EventType::ProjectionSwitchRequested,
+        EventType::ProjectionOrderCancelled,
+        EventType::ProjectionOrderEnded,
+        EventType::ProjectionEventSkipped,
+        EventType::OrphanFound,
+        EventType::OrphanRemoved,
+        EventType::InstanceServerMissing,
+    ];
     type State = OpenCompensations;
 
     fn key(event: &Event) -> Option<Uuid> {
@@ -286,6 +332,13 @@ fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
         | Event::LogKeyRotated(_)
         | Event::LogEpochBegun(_)
         | Event::QueueResumed(_)
+        | Event::ProjectionRebuildRequested(_)
+        | Event::ProjectionRollbackRequested(_)
+        | Event::ProjectionVerifyRequested(_)
+        | Event::ProjectionSwitchRequested(_)
+        | Event::ProjectionOrderCancelled(_)
+        | Event::ProjectionOrderEnded(_)
+        | Event::ProjectionEventSkipped(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
         | Event::InstanceServerMissing(_)

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use jiff::Timestamp;
 use milepost_schemas::event::{JobFailed, JobQueued, NotApplied, WORKFLOW_FAILED};
-use milepost_schemas::{Attempt, Event, JobId, Position};
+use milepost_schemas::{Attempt, Event, EventType, JobId, Position};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -501,6 +501,13 @@ impl Job {
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
             | Event::InstanceServerNotFound(_)
+            | Event::ProjectionRebuildRequested(_)
+            | Event::ProjectionRollbackRequested(_)
+            | Event::ProjectionVerifyRequested(_)
+            | Event::ProjectionSwitchRequested(_)
+            | Event::ProjectionOrderCancelled(_)
+            | Event::ProjectionOrderEnded(_)
+            | Event::ProjectionEventSkipped(_)
             | Event::QueueResumed(_) => return,
         }
         self.updated_at = at;
@@ -641,6 +648,36 @@ pub struct Jobs;
 impl Projection for Jobs {
     const NAME: &'static str = "jobs";
     const VERSION: i16 = 4;
+    const PASSES_OVER: &'static [EventType] = &[
+        EventType::JobLogRecorded,
+        EventType::AgentCreated,
+        EventType::ProvisioningRequested,
+        EventType::AgentActivated,
+        EventType::ProvisioningEnded,
+        EventType::InstanceRequested,
+        EventType::InstanceStarted,
+        EventType::CallbackRejected,
+        EventType::NodeRegistered,
+        EventType::NodeProvisioningRequested,
+        EventType::NodeActivated,
+        EventType::NodeBecameUnreachable,
+        EventType::NodeDecommissionRequested,
+        EventType::NodeDecommissioned,
+        EventType::NodeDecommissionEnded,
+        EventType::NodeAddressTaken,
+        EventType::QueuePaused,
+        EventType::OrphanFound,
+        EventType::OrphanRemoved,
+        EventType::InstanceServerMissing,
+        EventType::ProjectionRebuildRequested,
+        EventType::ProjectionRollbackRequested,
+        EventType::ProjectionVerifyRequested,
+        EventType::ProjectionSwitchRequested,
+        EventType::ProjectionOrderCancelled,
+        EventType::ProjectionOrderEnded,
+        EventType::ProjectionEventSkipped,
+        EventType::QueueResumed,
+    ];
     type State = Option<Job>;
 
     fn key(event: &Event) -> Option<Uuid> {
@@ -705,6 +742,13 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         | Event::OrphanRemoved(_)
         | Event::InstanceServerMissing(_)
         | Event::InstanceServerNotFound(_)
+        | Event::ProjectionRebuildRequested(_)
+        | Event::ProjectionRollbackRequested(_)
+        | Event::ProjectionVerifyRequested(_)
+        | Event::ProjectionSwitchRequested(_)
+        | Event::ProjectionOrderCancelled(_)
+        | Event::ProjectionOrderEnded(_)
+        | Event::ProjectionEventSkipped(_)
         | Event::QueueResumed(_) => None,
     }
 }

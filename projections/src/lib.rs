@@ -8,6 +8,8 @@ pub mod agent;
 pub mod answers;
 pub mod board;
 pub mod compensation;
+#[cfg(test)]
+mod golden;
 pub mod job;
 pub mod job_log;
 pub mod node;
@@ -16,10 +18,11 @@ pub mod steps;
 pub mod subject;
 #[cfg(test)]
 mod tests;
+pub mod upkeep;
 pub mod usual;
 
 use jiff::Timestamp;
-use milepost_schemas::{Event, Position, StreamId};
+use milepost_schemas::{Event, EventType, Position, StreamId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -33,6 +36,7 @@ pub use node::{Node, NodeRow, NodeStatus};
 pub use queue::{Pause, Queue};
 pub use steps::{Step, StepStatus};
 pub use subject::Subject;
+pub use upkeep::Upkeep;
 pub use usual::{UsualDuration, usual};
 
 /// An event with its place in the log.
@@ -53,13 +57,20 @@ pub struct Recorded<'a> {
 }
 
 /// A view: one row of state a key, folded from the whole log.
-pub trait Projection {
+pub trait Projection: Send + Sync + 'static {
     /// Its name in the view table, in metrics and on pages.
     const NAME: &'static str;
     /// Raised whenever the fold or its row changes shape; a new version is filled from the log.
     const VERSION: i16;
+    /// Events of these types belong to no row of it: they are not even decoded.
+    const PASSES_OVER: &'static [EventType];
     /// The row.
-    type State: Serialize + DeserializeOwned + Default + Send;
+    type State: Serialize + DeserializeOwned + Default + Send + 'static;
+
+    /// Whether events with this type code must be decoded; unknown ones must, and cannot.
+    fn folds(code: i16) -> bool {
+        !Self::PASSES_OVER.iter().any(|kind| kind.code() == code)
+    }
 
     /// What lists count and filter a row by: a status.
     fn label(state: &Self::State) -> &'static str;

@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 
 use jiff::Timestamp;
-use milepost_schemas::{Event, JobId, NodeId, Position, StreamId};
+use milepost_schemas::{Event, EventType, JobId, NodeId, Position, StreamId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -129,6 +129,13 @@ impl Node {
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
             | Event::InstanceServerNotFound(_)
+            | Event::ProjectionRebuildRequested(_)
+            | Event::ProjectionRollbackRequested(_)
+            | Event::ProjectionVerifyRequested(_)
+            | Event::ProjectionSwitchRequested(_)
+            | Event::ProjectionOrderCancelled(_)
+            | Event::ProjectionOrderEnded(_)
+            | Event::ProjectionEventSkipped(_)
             | Event::QueueResumed(_) => return,
         }
         node.updated_at = at;
@@ -219,6 +226,13 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         | Event::OrphanRemoved(_)
         | Event::InstanceServerMissing(_)
         | Event::InstanceServerNotFound(_)
+        | Event::ProjectionRebuildRequested(_)
+        | Event::ProjectionRollbackRequested(_)
+        | Event::ProjectionVerifyRequested(_)
+        | Event::ProjectionSwitchRequested(_)
+        | Event::ProjectionOrderCancelled(_)
+        | Event::ProjectionOrderEnded(_)
+        | Event::ProjectionEventSkipped(_)
         | Event::QueueResumed(_) => None,
     }
 }
@@ -234,6 +248,31 @@ pub struct Nodes;
 impl Projection for Nodes {
     const NAME: &'static str = "nodes";
     const VERSION: i16 = 3;
+    const PASSES_OVER: &'static [EventType] = &[
+        EventType::AgentCreated,
+        EventType::ProvisioningRequested,
+        EventType::AgentActivated,
+        EventType::ProvisioningEnded,
+        EventType::InstanceRequested,
+        EventType::InstanceStarted,
+        EventType::CallbackRejected,
+        EventType::JobLogRecorded,
+        EventType::QueuePaused,
+        EventType::CompensationRequested,
+        EventType::CompensationStepTaken,
+        EventType::CompensationCompleted,
+        EventType::OrphanFound,
+        EventType::OrphanRemoved,
+        EventType::InstanceServerMissing,
+        EventType::ProjectionRebuildRequested,
+        EventType::ProjectionRollbackRequested,
+        EventType::ProjectionVerifyRequested,
+        EventType::ProjectionSwitchRequested,
+        EventType::ProjectionOrderCancelled,
+        EventType::ProjectionOrderEnded,
+        EventType::ProjectionEventSkipped,
+        EventType::QueueResumed,
+    ];
     type State = NodeRow;
 
     fn key(event: &Event) -> Option<Uuid> {

@@ -35,6 +35,13 @@ impl Queue {
             }),
             Event::QueueResumed(_)
             | Event::AgentCreated(_)
+            | Event::ProjectionRebuildRequested(_)
+            | Event::ProjectionRollbackRequested(_)
+            | Event::ProjectionVerifyRequested(_)
+            | Event::ProjectionSwitchRequested(_)
+            | Event::ProjectionOrderCancelled(_)
+            | Event::ProjectionOrderEnded(_)
+            | Event::ProjectionEventSkipped(_)
             | Event::ProvisioningRequested(_)
             | Event::AgentActivated(_)
             | Event::ProvisioningEnded(_)

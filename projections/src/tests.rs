@@ -10,12 +10,14 @@ use milepost_schemas::event::{
     JobCancelled, JobFailed, JobLogRecorded, JobPriorityChanged, JobQueued, JobRetried,
     JobSucceeded, LateCallbackRecorded, LogEpochBegun, LogKeyRotated, NodeActivated,
     NodeAddressTaken, NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested,
-    NodeDecommissioned, NodeProvisioningRequested, NodeRegistered, NotApplied, OrphanFound,
-    OrphanReason, OrphanRemoved, Outcome, ProvisioningEnded, ProvisioningRequested,
-    ProvisioningStarted, ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry,
-    RunnerEndAwaited, RunnerEnded, Server, TaskStarted, UndoOutcome, WORKFLOW_FAILED,
-    WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
-    WorkflowRunCancelRequested, WorkflowRunObserved,
+    NodeDecommissioned, NodeProvisioningRequested, NodeRegistered, NotApplied, OrderOutcome,
+    OrphanFound, OrphanReason, OrphanRemoved, Outcome, ProjectionEventSkipped,
+    ProjectionOrderCancelled, ProjectionOrderEnded, ProjectionRebuildRequested,
+    ProjectionRollbackRequested, ProjectionSwitchRequested, ProjectionVerifyRequested,
+    ProvisioningEnded, ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded,
+    QueuePaused, QueueResumed, Resource, Retry, RunnerEndAwaited, RunnerEnded, Server, Switch,
+    TaskStarted, UndoOutcome, WORKFLOW_FAILED, WorkflowDispatchFailed, WorkflowDispatchRequested,
+    WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
 };
 use milepost_schemas::{
     AgentId, Attempt, Event, EventType, InstanceId, JobId, NodeId, Position, StreamId,
@@ -451,6 +453,51 @@ fn any_event() -> impl Strategy<Value = Event> {
                     reason: step,
                 }
                 .into(),
+                EventType::ProjectionRebuildRequested => ProjectionRebuildRequested {
+                    projection: step.clone(),
+                    requested_by: step,
+                    switch: if flag { Switch::Always } else { Switch::WhenEqual },
+                    reason: word,
+                }
+                .into(),
+                EventType::ProjectionRollbackRequested => ProjectionRollbackRequested {
+                    projection: step.clone(),
+                    requested_by: step,
+                    reason: word,
+                }
+                .into(),
+                EventType::ProjectionVerifyRequested => {
+                    ProjectionVerifyRequested { projection: step.clone(), requested_by: step }
+                        .into()
+                }
+                EventType::ProjectionSwitchRequested => {
+                    ProjectionSwitchRequested { projection: step.clone(), requested_by: step }
+                        .into()
+                }
+                EventType::ProjectionOrderCancelled => ProjectionOrderCancelled {
+                    projection: step.clone(),
+                    cancelled_by: step,
+                    reason: word,
+                }
+                .into(),
+                EventType::ProjectionOrderEnded => ProjectionOrderEnded {
+                    projection: step,
+                    outcome: if flag { OrderOutcome::Switched } else { OrderOutcome::Failed },
+                    generation: Some(attempt.0),
+                    position: None,
+                    rows: None,
+                    differing: None,
+                    first_difference: None,
+                    error: word,
+                }
+                .into(),
+                EventType::ProjectionEventSkipped => ProjectionEventSkipped {
+                    projection: step.clone(),
+                    position: Position(u64::from(attempt.0)),
+                    skipped_by: step.clone(),
+                    reason: step,
+                }
+                .into(),
                 EventType::QueueResumed => QueueResumed { resumed_by: step, reason: word }.into(),
                 EventType::CompensationRequested => CompensationRequested {
                     job_id,
@@ -710,4 +757,20 @@ fn a_late_word_about_an_older_order_does_not_touch_the_current_one() {
     assert_eq!(after.job.as_ref().map(|job| job.id), Some(JOB_2));
     after.position = before.position;
     assert_eq!(after, before);
+}
+
+/// A view does not even decode what it passes over, so none of that may belong to a row.
+fn passes_over_only_what_has_no_row<P: Projection>(event: &Event) {
+    let code = event.event_type().code();
+    assert!(P::folds(code) || P::key(event).is_none(), "{} {:?}", P::NAME, event.event_type());
+}
+
+proptest! {
+    #[test]
+    fn what_a_view_passes_over_belongs_to_no_row(event in any_event()) {
+        passes_over_only_what_has_no_row::<crate::board::Boards>(&event);
+        passes_over_only_what_has_no_row::<crate::job::Jobs>(&event);
+        passes_over_only_what_has_no_row::<crate::node::Nodes>(&event);
+        passes_over_only_what_has_no_row::<crate::compensation::Compensations>(&event);
+    }
 }

@@ -76,6 +76,13 @@ documents! {
     "LogKeyRotated" v 1,
     "LogEpochBegun" v 1,
     "InstanceServerNotFound" v 1,
+    "ProjectionRebuildRequested" v 1,
+    "ProjectionRollbackRequested" v 1,
+    "ProjectionVerifyRequested" v 1,
+    "ProjectionSwitchRequested" v 1,
+    "ProjectionOrderCancelled" v 1,
+    "ProjectionOrderEnded" v 1,
+    "ProjectionEventSkipped" v 1,
 }
 
 macro_rules! node_examples {

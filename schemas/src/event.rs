@@ -10,8 +10,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
-use crate::{AgentId, Attempt, InstanceId, JobId, NodeId};
+use crate::{AgentId, Attempt, InstanceId, JobId, NodeId, Position};
 
 /// An event that cannot be read back.
 #[derive(Debug)]
@@ -219,6 +220,20 @@ events! {
     LogEpochBegun = 111 v 1,
     /// No server is there that would be a running instance's, which nobody has named.
     InstanceServerNotFound = 78 v 1,
+    /// Somebody wants a view filled anew from the log.
+    ProjectionRebuildRequested = 100 v 1,
+    /// Somebody wants a view's former rows back.
+    ProjectionRollbackRequested = 101 v 1,
+    /// Somebody wants a view compared with what the log says.
+    ProjectionVerifyRequested = 102 v 1,
+    /// Somebody has seen what differs, and wants the new rows to take over.
+    ProjectionSwitchRequested = 103 v 1,
+    /// Somebody took back what was ordered of a view.
+    ProjectionOrderCancelled = 104 v 1,
+    /// What was ordered of a view has come to its end.
+    ProjectionOrderEnded = 105 v 1,
+    /// Somebody had a view pass over an event that it cannot fold.
+    ProjectionEventSkipped = 106 v 1,
 }
 
 /// An agent was made. Stream: the agent.
@@ -1146,6 +1161,139 @@ pub struct LogEpochBegun {
     pub begun_by: String,
     /// Why.
     pub reason: String,
+}
+
+/// Somebody wants a view filled anew from the log. Stream: the projection's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectionRebuildRequested {
+    /// The view.
+    pub projection: String,
+    /// Who wants it.
+    pub requested_by: String,
+    /// When the new rows take the place of the old ones.
+    pub switch: Switch,
+    /// Why, where they said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Somebody wants a view's former rows back. Stream: the projection's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectionRollbackRequested {
+    /// The view.
+    pub projection: String,
+    /// Who wants it.
+    pub requested_by: String,
+    /// Why, where they said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Somebody wants a view compared with what the log says. Stream: the projection's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectionVerifyRequested {
+    /// The view.
+    pub projection: String,
+    /// Who wants it.
+    pub requested_by: String,
+}
+
+/// Somebody has seen what differs, and wants the new rows to take over. Stream: the projection's
+/// own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectionSwitchRequested {
+    /// The view.
+    pub projection: String,
+    /// Who wants it.
+    pub requested_by: String,
+}
+
+/// Somebody took back what was ordered of a view. Stream: the projection's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectionOrderCancelled {
+    /// The view.
+    pub projection: String,
+    /// Who took it back.
+    pub cancelled_by: String,
+    /// Why, where they said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What was ordered of a view has come to its end. Stream: the projection's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectionOrderEnded {
+    /// The view.
+    pub projection: String,
+    /// What came of it.
+    pub outcome: OrderOutcome,
+    /// The generation of rows it was about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// The position of the log it holds for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
+    /// Rows that were compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// Rows that differ, or are in one of the two only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub differing: Option<u64>,
+    /// The key of the first of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_difference: Option<Uuid>,
+    /// Why it failed, where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Somebody had a view pass over an event that it cannot fold. Stream: the projection's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectionEventSkipped {
+    /// The view.
+    pub projection: String,
+    /// The event.
+    pub position: Position,
+    /// Who said so.
+    pub skipped_by: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// When the new rows of a view take the place of the old ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Switch {
+    /// By themselves where nothing differs; else once somebody has looked at what does.
+    WhenEqual,
+    /// By themselves, whatever differs.
+    Always,
+}
+
+/// What came of an order to a view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderOutcome {
+    /// The new rows, or the former ones, are those that are read now.
+    Switched,
+    /// The rows are what the log says, byte for byte.
+    Equal,
+    /// They are not.
+    Different,
+    /// Nothing came of it.
+    Failed,
+}
+
+impl OrderOutcome {
+    /// The word in JSON and on pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Switched => "switched",
+            Self::Equal => "equal",
+            Self::Different => "different",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]

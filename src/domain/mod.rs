@@ -9,9 +9,11 @@ pub mod node;
 pub mod orphan;
 pub mod queue;
 pub mod server;
+pub mod upkeep;
 
 pub use agent::AgentCommand;
 pub use job::{JobAnswer, JobCommand, Limits, QueueState, Report};
 pub use node::NodeCommand;
 pub use queue::QueueCommand;
 pub use server::{AttemptId, ServerIdentity};
+pub use upkeep::UpkeepCommand;

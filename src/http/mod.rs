@@ -54,6 +54,15 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/api/queue", &["get"]),
     ("/api/queue/pause", &["post"]),
     ("/api/queue/resume", &["post"]),
+    ("/api/projections", &["get"]),
+    ("/api/projections/{name}", &["get"]),
+    ("/api/projections/{name}/rebuild", &["post"]),
+    ("/api/projections/{name}/switch", &["post"]),
+    ("/api/projections/{name}/cancel", &["post"]),
+    ("/api/projections/{name}/rollback", &["post"]),
+    ("/api/projections/{name}/verify", &["post"]),
+    ("/api/projections/{name}/retry", &["post"]),
+    ("/api/projections/{name}/skip", &["post"]),
     ("/api/events", &["get"]),
     ("/api/events/stream", &["get"]),
     ("/api/stream", &["get"]),
@@ -96,6 +105,15 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/queue", get(api::queue::show))
         .route("/api/queue/pause", post(api::queue::pause))
         .route("/api/queue/resume", post(api::queue::resume))
+        .route("/api/projections", get(api::projections::list))
+        .route("/api/projections/{name}", get(api::projections::show))
+        .route("/api/projections/{name}/rebuild", post(api::projections::rebuild))
+        .route("/api/projections/{name}/switch", post(api::projections::switch))
+        .route("/api/projections/{name}/cancel", post(api::projections::cancel))
+        .route("/api/projections/{name}/rollback", post(api::projections::roll_back))
+        .route("/api/projections/{name}/verify", post(api::projections::verify))
+        .route("/api/projections/{name}/retry", post(api::projections::retry))
+        .route("/api/projections/{name}/skip", post(api::projections::skip))
         .route("/api/events", get(api::events::list))
         .route("/api/events/stream", get(api::streams::events))
         .route("/api/stream", get(api::streams::page))

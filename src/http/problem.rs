@@ -9,6 +9,7 @@ use crate::domain::agent::AgentRefusal;
 use crate::domain::job::JobRefusal;
 use crate::domain::node::NodeRefusal;
 use crate::domain::queue::QueueRefusal;
+use crate::domain::upkeep::UpkeepRefusal;
 use crate::execute::ExecuteError;
 use crate::log::DatabaseError;
 
@@ -195,6 +196,20 @@ impl From<ExecuteError> for Problem {
             ExecuteError::Queue(refusal @ (QueueRefusal::Paused | QueueRefusal::NotPaused)) => {
                 Self::conflict("queue-paused", refusal.to_string())
             }
+            ExecuteError::Upkeep(UpkeepRefusal::Unknown) => Self::not_found("projection"),
+            ExecuteError::Upkeep(UpkeepRefusal::Reason) => {
+                Self::bad_request(UpkeepRefusal::Reason.to_string())
+            }
+            ExecuteError::Upkeep(refusal @ UpkeepRefusal::Busy(_)) => {
+                Self::conflict("projection-busy", refusal.to_string())
+            }
+            ExecuteError::Upkeep(
+                refusal @ (UpkeepRefusal::Nothing
+                | UpkeepRefusal::SkipsTooMany
+                | UpkeepRefusal::NotPoison
+                | UpkeepRefusal::NoFormer
+                | UpkeepRefusal::StillUnreadable),
+            ) => Self::conflict("projection-state", refusal.to_string()),
             ExecuteError::Busy("node") => Self::conflict("node-busy", error.to_string()),
             ExecuteError::Busy(_) => Self::conflict("agent-busy", error.to_string()),
             ExecuteError::Moved | ExecuteError::Unavailable => Self::unavailable(),

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use append::{AppendError, Appended, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, QUEUE_ITEMS_MAX};
 pub use connect::{Database, DatabaseError};
 pub use follow::{Feed, RING_BYTES_MAX, RING_EVENTS_MAX, Since, others_follow};
-pub use read::{EventFilter, READ_EVENTS_MAX};
+pub use read::{EventFilter, READ_EVENTS_MAX, read_in};
 pub use scan::{
     CHUNK_BYTES_MAX, CHUNK_EVENTS_MAX, CHUNKS_AHEAD, Chunk, RANGE_EVENTS, Row,
     SCAN_CONNECTIONS_MAX, scan,

@@ -1,10 +1,10 @@
 //! Reads of the log, in short ranges: a long snapshot would stop the pruning of the head row.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use milepost_schemas::{EventType, Position, StreamId};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, Transaction};
 use uuid::Uuid;
 
 use super::{Committed, Database, DatabaseError, Log};
@@ -42,6 +42,21 @@ pub(super) async fn read_after(
     let sql = format!("SELECT {COLUMNS} FROM event WHERE position > $1 ORDER BY position LIMIT $2");
     let rows = client.query(&sql, &[&(after.0 as i64), &(limit as i64)]).await?;
     Ok(rows.iter().map(|row| committed(epoch, row)).collect())
+}
+
+/// Up to `limit` events after `after`, as a transaction of the caller's sees them.
+///
+/// # Errors
+/// [`DatabaseError`] when the database cannot be asked.
+pub async fn read_in(
+    tx: &Transaction<'_>,
+    epoch: i64,
+    after: Position,
+    limit: usize,
+) -> Result<Vec<Arc<Committed>>, DatabaseError> {
+    let sql = format!("SELECT {COLUMNS} FROM event WHERE position > $1 ORDER BY position LIMIT $2");
+    let rows = tx.query(&sql, &[&(after.0 as i64), &(limit as i64)]).await?;
+    Ok(rows.iter().map(|row| Arc::new(committed(epoch, row))).collect())
 }
 
 /// The epoch and size of the log.

@@ -1,8 +1,13 @@
 //! What the log means, kept ready in tables for lists; and read from the log itself for one
 //! thing, so that an answer about one agent or job is as fresh as the database on every node.
 
+mod compare;
+mod fill;
+mod generation;
 mod job_log;
+mod orders;
 mod runner;
+mod status;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,16 +20,28 @@ use milepost_projections::{Board, Job, NodeRow, Projection, UsualDuration, usual
 use milepost_schemas::{AgentId, Event, JobId, NodeId, Position, StreamId};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
+
+use generation::Generation;
 
 use crate::execute::{ExecuteError, unreadable};
 use crate::log::{Committed, Database, DatabaseError, Log};
 
+pub use compare::DIFFERENCES_NAMED;
+pub use fill::ROWS_IN_MEMORY_MAX;
+pub use generation::{Difference, FORMER_KEPT, Phase, Progress};
 pub use job_log::{
     LOG_ROWS_MAX, LogEnd, LogPage, RowRange, log_message, read_log_end, read_log_rows,
     read_log_text,
 };
 pub use runner::start;
+pub use status::{
+    GenerationStatus, PROJECTIONS, PoisonEvent, ProjectionStatus, RebuildStatus, may_roll_back,
+    may_try_again, statuses,
+};
 
 /// Rows a list holds at the most.
 pub const LIST_ROWS_MAX: usize = 1_000;
@@ -34,6 +51,9 @@ const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often a node that does not run the views looks how far they are.
 const CATCH_UP_POLL: Duration = Duration::from_millis(20);
+
+/// How often rows are looked for again that were dropped under a reader.
+const READS_MAX: usize = 3;
 
 /// How long the usual durations are good for.
 const USUAL_AGE_MAX: Duration = Duration::from_secs(5);
@@ -72,21 +92,10 @@ impl Views {
         &self,
         at_least: Position,
     ) -> Result<(Vec<P::State>, Position), ExecuteError> {
-        let position = self.catch_up(P::NAME, P::VERSION, at_least).await?;
-        let client = self.database.get().await?;
-        let statement = client
-            .prepare_cached(
-                "SELECT state FROM view_row WHERE projection = $1 AND version = $2 \
-                 ORDER BY key DESC LIMIT $3",
-            )
-            .await
-            .map_err(DatabaseError::from)?;
         let limit = LIST_ROWS_MAX as i64;
-        let rows = client
-            .query(&statement, &[&P::NAME, &P::VERSION, &limit])
-            .await
-            .map_err(DatabaseError::from)?;
-        let rows: Result<_, _> = rows.iter().map(|row| state(row.get(0))).collect();
+        let (rows, position) =
+            self.select::<P>(at_least, "state", "ORDER BY key DESC LIMIT $1", &[&limit]).await?;
+        let rows: Result<_, _> = rows.iter().map(|row| stored_state::<P>(row.get(0))).collect();
         Ok((rows?, position))
     }
 
@@ -101,21 +110,11 @@ impl Views {
         label: &str,
         after: Uuid,
     ) -> Result<Vec<(Uuid, P::State)>, ExecuteError> {
-        self.catch_up(P::NAME, P::VERSION, at_least).await?;
-        let client = self.database.get().await?;
-        let statement = client
-            .prepare_cached(
-                "SELECT key, state FROM view_row WHERE projection = $1 AND version = $2 \
-                 AND label = $3 AND key > $4 ORDER BY key LIMIT $5",
-            )
-            .await
-            .map_err(DatabaseError::from)?;
         let limit = LIST_ROWS_MAX as i64;
-        let rows = client
-            .query(&statement, &[&P::NAME, &P::VERSION, &label, &after, &limit])
-            .await
-            .map_err(DatabaseError::from)?;
-        rows.iter().map(|row| Ok((row.get(0), state(row.get(1))?))).collect()
+        let which = "WHERE label = $1 AND key > $2 ORDER BY key LIMIT $3";
+        let (rows, _) =
+            self.select::<P>(at_least, "key, state", which, &[&label, &after, &limit]).await?;
+        rows.iter().map(|row| Ok((row.get(0), stored_state::<P>(row.get(1))?))).collect()
     }
 
     /// The newest jobs, by status if one is given, before `before` if one is.
@@ -129,23 +128,14 @@ impl Views {
         before: Option<JobId>,
         limit: usize,
     ) -> Result<Vec<Job>, ExecuteError> {
-        self.catch_up(Jobs::NAME, Jobs::VERSION, at_least).await?;
-        let client = self.database.get().await?;
-        let statement = client
-            .prepare_cached(
-                "SELECT state FROM view_row WHERE projection = $1 AND version = $2 \
-                 AND ($3::text IS NULL OR label = $3) AND ($4::uuid IS NULL OR key < $4) \
-                 ORDER BY key DESC LIMIT $5",
-            )
-            .await
-            .map_err(DatabaseError::from)?;
         let (status, before) = (status.map(JobStatus::as_str), before.map(|job| job.0));
         let limit = limit.min(LIST_ROWS_MAX) as i64;
-        let rows = client
-            .query(&statement, &[&Jobs::NAME, &Jobs::VERSION, &status, &before, &limit])
-            .await
-            .map_err(DatabaseError::from)?;
-        let jobs: Result<Vec<Option<Job>>, _> = rows.iter().map(|row| state(row.get(0))).collect();
+        let which = "WHERE ($1::text IS NULL OR label = $1) AND ($2::uuid IS NULL OR key < $2) \
+                     ORDER BY key DESC LIMIT $3";
+        let (rows, _) =
+            self.select::<Jobs>(at_least, "state", which, &[&status, &before, &limit]).await?;
+        let jobs: Result<Vec<Option<Job>>, _> =
+            rows.iter().map(|row| stored_state::<Jobs>(row.get(0))).collect();
         Ok(jobs?.into_iter().flatten().collect())
     }
 
@@ -157,16 +147,37 @@ impl Views {
         &self,
         at_least: Position,
     ) -> Result<Vec<(String, i64)>, DatabaseError> {
-        self.catch_up(P::NAME, P::VERSION, at_least).await?;
-        let client = self.database.get().await?;
-        let rows = client
-            .query(
-                "SELECT label, count(*) FROM view_row WHERE projection = $1 AND version = $2 \
-                 GROUP BY label",
-                &[&P::NAME, &P::VERSION],
-            )
-            .await?;
+        let (rows, _) =
+            self.select::<P>(at_least, "label, count(*)", "GROUP BY label", &[]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Some columns of the rows that are read, all of one generation; and a position up to which
+    /// they are whole. None where there are no rows yet.
+    async fn select<P: Projection>(
+        &self,
+        at_least: Position,
+        columns: &str,
+        which: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<(Vec<Row>, Position), DatabaseError> {
+        for _ in 0..READS_MAX {
+            let generation = self.catch_up(P::NAME, P::VERSION, at_least).await?;
+            let Some(generation) = generation else { break };
+            let sql = format!("SELECT {columns} FROM {} {which}", generation.table());
+            let client = self.database.get().await?;
+            let rows = match client.prepare_cached(&sql).await {
+                Ok(statement) => client.query(&statement, parameters).await,
+                Err(error) => Err(error),
+            };
+            match rows {
+                Ok(rows) => return Ok((rows, generation.position)),
+                // Others took over twice since it was named.
+                Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((Vec::new(), Position::START))
     }
 
     /// How long each step usually takes; at most 5 s old.
@@ -188,14 +199,14 @@ impl Views {
         Ok(usual)
     }
 
-    /// Waits, a second at the most, until a view holds everything up to a position; the one it has
-    /// reached.
+    /// Waits, a second at the most, until the rows that are read hold everything up to a position;
+    /// which they are, and the one they have reached. `None` where there are none yet.
     async fn catch_up(
         &self,
-        name: &str,
+        name: &'static str,
         version: i16,
         at_least: Position,
-    ) -> Result<Position, DatabaseError> {
+    ) -> Result<Option<Generation>, DatabaseError> {
         self.wanted.send_if_modified(|wanted| {
             let more = at_least > *wanted;
             *wanted = at_least.max(*wanted);
@@ -203,23 +214,32 @@ impl Views {
         });
         let client = self.database.get().await?;
         let statement = client
-            .prepare_cached("SELECT position FROM projection WHERE name = $1 AND version = $2")
+            .prepare_cached(
+                "SELECT generation, position FROM view_generation \
+                 WHERE projection = $1 AND version = $2 AND state = 'active'",
+            )
             .await?;
         let give_up = Instant::now() + CATCH_UP_TIMEOUT;
         loop {
             let row = client.query_opt(&statement, &[&name, &version]).await?;
-            let position = Position(row.map_or(0, |row| row.get::<_, i64>(0) as u64));
-            if position >= at_least || Instant::now() >= give_up {
-                return Ok(position);
+            let generation = row.map(|row| Generation {
+                projection: name,
+                number: row.get(0),
+                position: Position(row.get::<_, i64>(1) as u64),
+            });
+            let there = generation.as_ref().is_some_and(|it| it.position >= at_least);
+            if there || Instant::now() >= give_up {
+                return Ok(generation);
             }
             tokio::time::sleep(CATCH_UP_POLL).await;
         }
     }
 }
 
-fn state<S: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<S, ExecuteError> {
+/// A row's state as it is stored.
+fn stored_state<P: Projection>(bytes: &[u8]) -> Result<P::State, DatabaseError> {
     serde_json::from_slice(bytes).map_err(|error| {
-        DatabaseError::Unexpected(format!("a view's row cannot be read: {error}")).into()
+        DatabaseError::Unexpected(format!("a row of {} cannot be read: {error}", P::NAME))
     })
 }
 

@@ -1,7 +1,7 @@
 //! The catch-up runner: folds the log into view rows, state and checkpoint in one transaction.
 //!
-//! One process at a time runs the views, held by an advisory lock; should two ever try, the
-//! checkpoint's compare-and-set lets only one commit.
+//! One process at a time runs the views and carries out what is ordered of them, held by an
+//! advisory lock; should two ever try, the checkpoint's compare-and-set lets only one commit.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -9,24 +9,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
+use milepost_projections::Projection;
 use milepost_projections::board::Boards;
+use milepost_projections::compensation::Compensations;
 use milepost_projections::job::Jobs;
 use milepost_projections::node::Nodes;
-use milepost_projections::{Compensations, Projection};
 use milepost_schemas::{Position, StreamId};
+use tokio::time::Instant;
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
 use super::Key;
+use super::generation::Generation;
+use super::orders;
 use crate::app::App;
 use crate::log::{Committed, DatabaseError, EventFilter, READ_EVENTS_MAX, Since};
 use crate::metrics::ViewLabels;
 
-/// The advisory lock of the process that runs the views: "views" in ASCII.
-const LOCK: i64 = 0x76_69_65_77_73;
+/// The advisory lock of the process that runs the views: "viewg" in ASCII. Code that knows no
+/// generations runs its own tables under another.
+const LOCK: i64 = 0x76_69_65_77_67;
 
 /// Events folded in one transaction.
-const ROUND_EVENTS_MAX: usize = 5_000;
+pub const ROUND_EVENTS_MAX: usize = 5_000;
 
 /// From this many events on, a round is followed by a rest: on a busy log one row is then written
 /// once for all its changes in between, and the log keeps the disk to itself.
@@ -71,166 +76,324 @@ async fn lead_once(app: &App) -> Result<(), DatabaseError> {
         return Ok(());
     }
     tokio::select! {
-        result = View::<Boards>::run(app) => result,
-        result = View::<Jobs>::run(app) => result,
-        result = View::<Nodes>::run(app) => result,
-        result = View::<Compensations>::run(app) => result,
+        result = run::<Boards>(app) => result,
+        result = run::<Jobs>(app) => result,
+        result = run::<Nodes>(app) => result,
+        result = run::<Compensations>(app) => result,
         () = async { while gone.recv().await.is_some() {} } => Ok(()),
     }
 }
 
-struct View<P: Projection> {
-    client: Client,
-    position: Position,
+/// Keeps a view's rows up to the log, and carries out what is ordered of it.
+async fn run<P: Projection>(app: &App) -> Result<(), DatabaseError> {
+    orders::begin::<P>(app).await?;
+    tokio::select! {
+        result = follow::<P>(app) => result,
+        result = orders::carry_out::<P>(app) => result,
+    }
+}
+
+/// Folds the log into the generation that is read; into the next one, once there has been a switch.
+async fn follow<P: Projection>(app: &App) -> Result<(), DatabaseError> {
+    loop {
+        let mut view = View::<P>::open_active(app).await?;
+        view.follow(app).await?;
+    }
+}
+
+/// A generation of a view as it is brought up to the log.
+pub(super) struct View<P: Projection> {
+    pub(super) client: Client,
+    pub(super) generation: Generation,
     rows: LruCache<Key, P::State>,
     poisoned: HashSet<StreamId>,
+    skipped: Arc<HashSet<Position>>,
+    rate: Rate,
+}
+
+/// Events folded a second, of late.
+struct Rate {
+    since: Instant,
+    per_second: f64,
+}
+
+/// How far back the rate looks.
+const RATE_SECONDS: f64 = 5.0;
+
+impl Rate {
+    fn count(&mut self, events: usize) -> f64 {
+        let seconds = self.since.elapsed().as_secs_f64().max(0.001);
+        self.since = Instant::now();
+        let weight = (-seconds / RATE_SECONDS).exp();
+        self.per_second = self.per_second * weight + events as f64 / seconds * (1.0 - weight);
+        self.per_second
+    }
 }
 
 impl<P: Projection> View<P> {
-    async fn run(app: &App) -> Result<(), DatabaseError> {
-        let mut view = Self::open(app).await?;
+    async fn open_active(app: &App) -> Result<Self, DatabaseError> {
+        let (client, _) = app.log.database().dedicated().await?;
+        let generation = Generation::active::<P>(&client).await?;
+        let generation = generation.ok_or_else(|| {
+            DatabaseError::Unexpected(format!("{} has no rows that are read", P::NAME))
+        })?;
+        Self::open(app, client, generation).await
+    }
+
+    /// Opens a generation where its checkpoint says it is.
+    pub(super) async fn open(
+        app: &App,
+        client: Client,
+        generation: Generation,
+    ) -> Result<Self, DatabaseError> {
+        // What a crash takes from a view is folded again: state and checkpoint go together.
+        client.batch_execute("SET synchronous_commit = off").await?;
+        let poisoned = client
+            .query(
+                "SELECT stream_id FROM view_poison WHERE projection = $1 AND generation = $2",
+                &[&P::NAME, &generation.number],
+            )
+            .await?;
+        Ok(Self {
+            client,
+            generation,
+            rows: LruCache::new(ROWS_CACHED_MAX),
+            poisoned: poisoned.iter().map(|row| StreamId(row.get(0))).collect(),
+            skipped: Arc::new(orders::skipped::<P>(app).await?),
+            rate: Rate { since: Instant::now(), per_second: 0.0 },
+        })
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.generation.position
+    }
+
+    /// Follows the log for as long as this generation is the one that is read.
+    async fn follow(&mut self, app: &App) -> Result<(), DatabaseError> {
         let mut head = app.log.feed().watch();
         let mut wanted = app.views.wanted.subscribe();
         loop {
-            let events = view.next_events(app).await?;
-            let lag = app.log.feed().head().0.saturating_sub(view.position.0);
+            let events = self.next_events(app).await?;
+            let lag = app.log.feed().head().0.saturating_sub(self.position().0);
             let labels = ViewLabels { view: P::NAME };
             app.metrics.view_lag_events.get_or_create(&labels).set(lag as i64);
             app.metrics
                 .view_poisoned_streams
                 .get_or_create(&labels)
-                .set(view.poisoned.len() as i64);
+                .set(self.poisoned.len() as i64);
             if events.is_empty() {
+                // A switch while the log is quiet is seen with the next event.
                 if head.changed().await.is_err() {
                     return Ok(());
                 }
                 continue;
             }
-            view.round(&events).await?;
-            let rest = if events.len() >= BUSY_EVENTS { BUSY_REST } else { REST };
+            if !self.round(&events, "active").await? {
+                return Ok(());
+            }
+            let position = self.position();
+            let left = app.log.feed().head().0.saturating_sub(position.0);
+            let rest = match events.len() {
+                // Far behind there is no rest: whole rounds wait.
+                _ if left > ROUND_EVENTS_MAX as u64 => continue,
+                BUSY_EVENTS.. => BUSY_REST,
+                _ => REST,
+            };
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
-                _ = wanted.wait_for(|wanted| *wanted > view.position) => {}
+                _ = wanted.wait_for(|wanted| *wanted > position) => {}
             }
         }
     }
 
-    async fn open(app: &App) -> Result<Self, DatabaseError> {
-        let (client, _) = app.log.database().dedicated().await?;
-        // What a crash takes from a view is folded again: state and checkpoint go together.
-        client.batch_execute("SET synchronous_commit = off").await?;
-        let row = client
-            .query_one(
-                "INSERT INTO projection (name, version) VALUES ($1, $2) \
-                 ON CONFLICT (name, version) DO UPDATE SET name = excluded.name RETURNING position",
-                &[&P::NAME, &P::VERSION],
-            )
-            .await?;
-        let poisoned = client
-            .query(
-                "SELECT stream_id FROM poison_event WHERE projection = $1 AND version = $2",
-                &[&P::NAME, &P::VERSION],
-            )
-            .await?;
-        Ok(Self {
-            client,
-            position: Position(row.get::<_, i64>(0) as u64),
-            rows: LruCache::new(ROWS_CACHED_MAX),
-            poisoned: poisoned.iter().map(|row| StreamId(row.get(0))).collect(),
-        })
+    /// Folds what the log has up to a position, and no further.
+    pub(super) async fn advance(
+        &mut self,
+        app: &App,
+        upto: Position,
+        state: &str,
+    ) -> Result<(), DatabaseError> {
+        while self.position() < upto {
+            let mut events = self.next_events(app).await?;
+            events.retain(|event| event.position <= upto);
+            if events.is_empty() {
+                // This process has not heard of them yet.
+                let mut head = app.log.feed().watch();
+                let position = self.position();
+                drop(head.wait_for(|head| *head > position).await);
+            } else if !self.round(&events, state).await? {
+                return Err(self.taken());
+            }
+        }
+        Ok(())
     }
 
-    async fn next_events(&self, app: &App) -> Result<Vec<Arc<Committed>>, DatabaseError> {
-        match app.log.feed().since(self.position, ROUND_EVENTS_MAX) {
+    pub(super) async fn next_events(
+        &self,
+        app: &App,
+    ) -> Result<Vec<Arc<Committed>>, DatabaseError> {
+        match app.log.feed().since(self.position(), ROUND_EVENTS_MAX) {
             Since::Events(events) => Ok(events),
             Since::Older(upto) => {
                 let all = EventFilter::default();
-                let events = app.log.read(&all, self.position, upto, READ_EVENTS_MAX).await?;
+                let events = app.log.read(&all, self.position(), upto, READ_EVENTS_MAX).await?;
                 Ok(events.into_iter().map(Arc::new).collect())
             }
         }
     }
 
-    /// Folds some events and commits what came of them with the new checkpoint.
-    async fn round(&mut self, events: &[Arc<Committed>]) -> Result<(), DatabaseError> {
-        let Self { client, rows, poisoned, position } = self;
+    /// Folds some events and commits what came of them with the new checkpoint. False where the
+    /// generation is not in that state any more: then nothing is committed.
+    pub(super) async fn round(
+        &mut self,
+        events: &[Arc<Committed>],
+        state: &str,
+    ) -> Result<bool, DatabaseError> {
+        let rate = self.rate.count(events.len());
+        let Self { client, rows, poisoned, skipped, generation, .. } = self;
         let tx = client.transaction().await?;
-        load::<P>(&tx, rows, events).await?;
-        let mut changed: HashMap<Key, Position> = HashMap::new();
-        let mut poison = Vec::new();
-        for event in events.iter().filter(|event| !poisoned.contains(&event.stream)) {
-            match event.recorded() {
-                Ok(recorded) => {
-                    let Some(key) = P::key(recorded.event) else { continue };
-                    P::apply(rows.get_or_insert_mut(key, P::State::default), &recorded);
-                    changed.insert(key, event.position);
-                }
-                Err(error) => poison.push((event, error.to_string())),
-            }
-        }
-        for (event, error) in poison {
-            poisoned.insert(event.stream);
-            halt::<P>(&tx, event, &error).await?;
-        }
-        write::<P>(&tx, rows, &changed).await?;
-        let upto = events.last().map_or(*position, |event| event.position);
+        fold_into::<P>(&tx, generation, rows, poisoned, skipped, events).await?;
+        let upto = events.last().map_or(generation.position, |event| event.position);
         let moved = tx
             .execute(
-                "UPDATE projection SET position = $3, updated_at = now() \
-                 WHERE name = $1 AND version = $2 AND position = $4",
-                &[&P::NAME, &P::VERSION, &(upto.0 as i64), &(position.0 as i64)],
+                "UPDATE view_generation \
+                 SET position = $3, events_per_second = $6, updated_at = now() \
+                 WHERE projection = $1 AND generation = $2 AND position = $4 AND state = $5",
+                &[
+                    &P::NAME,
+                    &generation.number,
+                    &(upto.0 as i64),
+                    &(generation.position.0 as i64),
+                    &state,
+                    &rate,
+                ],
             )
             .await?;
         if moved != 1 {
-            return Err(DatabaseError::Unexpected(format!("another process runs {}", P::NAME)));
+            return Ok(false);
         }
         tx.commit().await?;
-        *position = upto;
-        Ok(())
+        generation.position = upto;
+        Ok(true)
+    }
+
+    /// Makes this generation the one that is read. Under the lock on the head nothing can append:
+    /// the rest of the log is folded and the pointer flipped in one transaction, so that nothing
+    /// is missed or doubled. Gives back how long the log was held, in microseconds; `None`, with
+    /// nothing done, where the rest was too much to hold it for.
+    pub(super) async fn switch(
+        &mut self,
+        from: &str,
+        order: Option<Position>,
+    ) -> Result<Option<u64>, DatabaseError> {
+        let Self { client, rows, poisoned, skipped, generation, .. } = self;
+        let tx = client.transaction().await?;
+        tx.batch_execute("SET LOCAL synchronous_commit = on").await?;
+        let head = tx.query_one("SELECT epoch, size FROM log_head FOR UPDATE", &[]).await?;
+        let held_since = Instant::now();
+        let (epoch, size) = (head.get(0), Position(head.get::<_, i64>(1) as u64));
+        let events = crate::log::read_in(&tx, epoch, generation.position, ROUND_EVENTS_MAX).await?;
+        let upto = events.last().map_or(generation.position, |event| event.position);
+        if upto != size {
+            return Ok(None);
+        }
+        fold_into::<P>(&tx, generation, rows, poisoned, skipped, &events).await?;
+        tx.execute(
+            "UPDATE view_generation SET state = 'former', updated_at = now() \
+             WHERE projection = $1 AND version = $2 AND state = 'active'",
+            &[&P::NAME, &P::VERSION],
+        )
+        .await?;
+        let order = order.map(|position| position.0 as i64);
+        let moved = tx
+            .execute(
+                "UPDATE view_generation SET state = 'active', position = $3, order_position = $6, \
+                 progress = NULL, updated_at = now() \
+                 WHERE projection = $1 AND generation = $2 AND position = $4 AND state = $5",
+                &[
+                    &P::NAME,
+                    &generation.number,
+                    &(size.0 as i64),
+                    &(generation.position.0 as i64),
+                    &from,
+                    &order,
+                ],
+            )
+            .await?;
+        if moved != 1 {
+            drop(tx);
+            return Err(self.taken());
+        }
+        tx.commit().await?;
+        generation.position = size;
+        Ok(Some(held_since.elapsed().as_micros() as u64))
+    }
+
+    fn taken(&self) -> DatabaseError {
+        DatabaseError::Unexpected(format!("another process runs {}", self.generation.table()))
     }
 }
 
-/// Brings the rows these events change into memory.
-async fn load<P: Projection>(
+/// Folds events into rows, and writes these.
+async fn fold_into<P: Projection>(
     tx: &Transaction<'_>,
+    generation: &Generation,
     rows: &mut LruCache<Key, P::State>,
+    poisoned: &mut HashSet<StreamId>,
+    skipped: &HashSet<Position>,
     events: &[Arc<Committed>],
 ) -> Result<(), DatabaseError> {
-    let mut missing: HashSet<Key> = HashSet::new();
-    for event in events {
-        if let Some(key) = event.event().ok().and_then(P::key)
-            && !rows.contains(&key)
-        {
-            missing.insert(key);
+    let folded =
+        |event: &&Arc<Committed>| P::folds(event.code) && !skipped.contains(&event.position);
+    load::<P>(tx, generation, rows, events.iter().filter(folded)).await?;
+    let mut changed: HashMap<Key, Position> = HashMap::new();
+    for event in events.iter().filter(folded) {
+        if poisoned.contains(&event.stream) {
+            continue;
+        }
+        match event.recorded() {
+            Ok(recorded) => {
+                let Some(key) = P::key(recorded.event) else { continue };
+                P::apply(rows.get_or_insert_mut(key, P::State::default), &recorded);
+                changed.insert(key, event.position);
+            }
+            Err(error) => {
+                poisoned.insert(event.stream);
+                halt::<P>(tx, generation, event, &error.to_string()).await?;
+            }
         }
     }
+    write::<P>(tx, generation, rows, &changed).await
+}
+
+/// Brings the rows these events change into memory.
+async fn load<'a, P: Projection>(
+    tx: &Transaction<'_>,
+    generation: &Generation,
+    rows: &mut LruCache<Key, P::State>,
+    events: impl Iterator<Item = &'a Arc<Committed>> + Clone,
+) -> Result<(), DatabaseError> {
+    let keys = events.filter_map(|event| P::key(event.event().ok()?));
+    let mut missing: HashSet<Key> = keys.clone().filter(|key| !rows.contains(key)).collect();
     if rows.len() + missing.len() > ROWS_CACHED_MAX.get() {
         // A round must find all its rows: make room by forgetting, then load what it needs.
         rows.clear();
-        missing = events.iter().filter_map(|event| P::key(event.event().ok()?)).collect();
+        missing = keys.collect();
     }
     if missing.is_empty() {
         return Ok(());
     }
     let keys: Vec<Uuid> = missing.into_iter().collect();
-    let stored = tx
-        .query(
-            "SELECT key, state FROM view_row \
-                 WHERE projection = $1 AND version = $2 AND key = ANY($3)",
-            &[&P::NAME, &P::VERSION, &keys],
-        )
-        .await?;
-    for row in stored {
-        let state = serde_json::from_slice(row.get(1)).map_err(|error| {
-            DatabaseError::Unexpected(format!("a row of {} cannot be read: {error}", P::NAME))
-        })?;
-        rows.put(row.get(0), state);
+    let sql = format!("SELECT key, state FROM {} WHERE key = ANY($1)", generation.table());
+    for row in tx.query(&sql, &[&keys]).await? {
+        rows.put(row.get(0), super::stored_state::<P>(row.get(1))?);
     }
     Ok(())
 }
 
 async fn write<P: Projection>(
     tx: &Transaction<'_>,
+    generation: &Generation,
     rows: &LruCache<Key, P::State>,
     changed: &HashMap<Key, Position>,
 ) -> Result<(), DatabaseError> {
@@ -243,28 +406,29 @@ async fn write<P: Projection>(
         labels.push(P::label(state));
         states.push(serde_json::to_vec(state).expect("a row is plain data"));
     }
-    tx.execute(
-        "INSERT INTO view_row (projection, version, key, position, label, state) \
-             SELECT $1, $2, * FROM unnest($3::uuid[], $4::bigint[], $5::text[], $6::bytea[]) \
-             ON CONFLICT (projection, version, key) DO UPDATE \
-             SET position = excluded.position, label = excluded.label, state = excluded.state",
-        &[&P::NAME, &P::VERSION, &keys, &positions, &labels, &states],
-    )
-    .await?;
+    let sql = format!(
+        "INSERT INTO {} (key, position, label, state) \
+         SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bytea[]) \
+         ON CONFLICT (key) DO UPDATE \
+         SET position = excluded.position, label = excluded.label, state = excluded.state",
+        generation.table()
+    );
+    tx.execute(&sql, &[&keys, &positions, &labels, &states]).await?;
     Ok(())
 }
 
 /// The stream stops here; the view goes on with the others.
 async fn halt<P: Projection>(
     tx: &Transaction<'_>,
+    generation: &Generation,
     event: &Committed,
     error: &str,
 ) -> Result<(), DatabaseError> {
     tracing::error!(view = P::NAME, position = event.position.0, error, "a poison event");
     tx.execute(
-        "INSERT INTO poison_event (projection, version, position, stream_id, error) \
+        "INSERT INTO view_poison (projection, generation, position, stream_id, error) \
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
-        &[&P::NAME, &P::VERSION, &(event.position.0 as i64), &event.stream.0, &error],
+        &[&P::NAME, &generation.number, &(event.position.0 as i64), &event.stream.0, &error],
     )
     .await?;
     Ok(())

@@ -48,6 +48,17 @@ const FIGURES: &[(&str, &[(&str, &str)])] = &[
     ("resume", &[("/per_second", "events/s"), ("/first_event_ms", "first event ms")]),
     ("verify", &[("/per_second", "events/s"), ("/seconds", "s"), ("/peak_mib", "most memory MiB")]),
     ("seal", &[("/per_second", "callbacks/s"), ("/p99_ms", "p99 ms")]),
+    ("read", &[("/per_second", "events/s"), ("/bytes_per_event", "bytes an event")]),
+    (
+        "rebuild",
+        &[
+            ("/folded_per_second", "read and folded/s"),
+            ("/per_second", "with its rows/s"),
+            ("/seconds", "seconds"),
+            ("/memory_bytes", "memory, bytes"),
+            ("/server_processor_seconds", "server CPU s"),
+        ],
+    ),
 ];
 
 /// Prints medians (smallest to largest round) and compares them with the targets.

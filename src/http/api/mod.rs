@@ -7,6 +7,7 @@ pub mod job_log;
 pub mod jobs;
 pub mod metrics;
 pub mod nodes;
+pub mod projections;
 pub mod proofs;
 pub mod queue;
 pub mod receipt;

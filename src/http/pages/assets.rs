@@ -18,7 +18,8 @@ pub struct Asset {
 }
 
 /// The style sheets, in the order pages name them.
-pub const SHEETS: [&str; 5] = ["tokens.css", "layout.css", "board.css", "follow.css", "log.css"];
+pub const SHEETS: [&str; 6] =
+    ["tokens.css", "layout.css", "board.css", "follow.css", "log.css", "projections.css"];
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -46,6 +47,7 @@ files! {
     "log.js": JAVASCRIPT,
     "nodes.js": JAVASCRIPT,
     "overview.js": JAVASCRIPT,
+    "projections.css": CSS,
     "standing.js": JAVASCRIPT,
     "stream.js": JAVASCRIPT,
     "favicon.svg": SVG,

@@ -13,17 +13,19 @@ use axum::routing::{get, post};
 use milepost_projections::answers::{InstanceAnswer, JobAnswer, NodeAnswer};
 use milepost_projections::node::Nodes;
 use milepost_projections::{Job, Subject};
+use milepost_schemas::event::Switch;
 use milepost_schemas::{AgentId, JobId, NodeId, Position, StreamId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::{
     AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, NodePage, NodesPage,
-    OverviewPage, Place, ProblemPage, assets,
+    OverviewPage, Place, ProblemPage, ProjectionsPage, assets,
 };
 use crate::accounts;
 use crate::app::App;
 use crate::domain::node::NewNode;
+use crate::http::api::projections::{self, Asked};
 use crate::http::api::{Id, agents, jobs, nodes, queue, session};
 use crate::http::auth::{Actor, Visitor, refuse_cross_origin};
 use crate::http::problem::Problem;
@@ -52,6 +54,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/nodes/{id}", get(node))
         .route("/nodes/{id}/provision", post(provision_node))
         .route("/nodes/{id}/decommission", post(decommission_node))
+        .route("/projections", get(projections_list))
+        .route("/projections/{name}/{order}", post(order_projection))
         .route("/queue/pause", post(pause))
         .route("/queue/resume", post(resume))
         .route("/login", get(login).post(log_in))
@@ -250,6 +254,49 @@ async fn decommission_node(
     let Id(node) = id?;
     nodes::order(&app, &actor, node, nodes::Order::Decommission, None, None).await?;
     Ok(Redirect::to(&format!("/nodes/{node}")))
+}
+
+async fn projections_list(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+) -> Result<Response, Trouble> {
+    let (_, head) = app.log.head().await?;
+    let views = crate::views::statuses(&app, None).await?;
+    let frame = frame(&app, Some(&actor), "Projections".to_owned(), head);
+    Ok(html(&ProjectionsPage::new(frame, &views)))
+}
+
+/// What the forms of a view say.
+#[derive(Debug, Default, Deserialize)]
+struct OrderForm {
+    reason: Option<String>,
+    position: Option<u64>,
+}
+
+async fn order_projection(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    Path((name, order)): Path<(String, String)>,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let OrderForm { reason, position } = form(request).await?;
+    let reason = reason.filter(|reason| !reason.trim().is_empty());
+    let position = || {
+        let position = position.map(Position);
+        position.ok_or_else(|| Problem::bad_request("Say the position of the event"))
+    };
+    let asked = match order.as_str() {
+        "rebuild" => Asked::Rebuild(Switch::WhenEqual, reason),
+        "switch" => Asked::Switch,
+        "cancel" => Asked::Cancel(reason),
+        "rollback" => Asked::RollBack(reason),
+        "verify" => Asked::Verify,
+        "retry" => Asked::Retry(position()?),
+        "skip" => Asked::Skip(position()?, reason.unwrap_or_default()),
+        _ => return Err(Problem::not_found("page").into()),
+    };
+    projections::give(&app, &actor, &name, asked).await?;
+    Ok(Redirect::to("/projections"))
 }
 
 async fn pause(

@@ -19,6 +19,7 @@ pub mod node;
 pub mod nodes;
 pub mod overview;
 pub mod problem;
+pub mod projections;
 #[cfg(test)]
 pub mod samples;
 pub mod standing;
@@ -39,6 +40,7 @@ pub use node::NodePage;
 pub use nodes::NodesPage;
 pub use overview::OverviewPage;
 pub use problem::ProblemPage;
+pub use projections::ProjectionsPage;
 
 /// What is usual for each step.
 pub type Usual = [Option<UsualDuration>; COUNT];
@@ -122,6 +124,8 @@ mod tests {
             ("overview-paused".into(), OverviewPage::paused().render().unwrap()),
             ("nodes".into(), NodesPage::sample(false).render().unwrap()),
             ("nodes-empty".into(), NodesPage::sample(true).render().unwrap()),
+            ("projections".into(), ProjectionsPage::sample(false).render().unwrap()),
+            ("projections-trouble".into(), ProjectionsPage::sample(true).render().unwrap()),
             ("login".into(), LoginPage::sample(false).render().unwrap()),
             ("login-refused".into(), LoginPage::sample(true).render().unwrap()),
         ];

@@ -3,13 +3,15 @@
 use jiff::{SignedDuration, Timestamp};
 use milepost_projections::answers::{InstanceAnswer, JobAnswer, NodeAnswer};
 use milepost_projections::job_log::rows;
+use milepost_projections::upkeep::{Order, OrderKind};
 use milepost_projections::usual::UsualDuration;
 use milepost_projections::{Board, NodeStatus, Pause, Recorded};
 use milepost_schemas::event::{
     AgentActivated, AgentCreated, HeartbeatRecorded, InstanceRequested, InstanceStarted,
     JobCancelled, JobFailed, JobLogRecorded, JobQueued, JobRetried, JobSucceeded, Outcome,
     ProvisioningEnded, ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded, Retry,
-    Server, TaskStarted, WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+    Server, Switch, TaskStarted, WorkflowDispatchFailed, WorkflowDispatchRequested,
+    WorkflowDispatched,
 };
 use milepost_schemas::{
     AgentId, Attempt, CallbackEvidence, Event, InstanceId, JobId, Metadata, NodeId, Position,
@@ -18,9 +20,14 @@ use milepost_schemas::{
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::views::{
+    Difference, GenerationStatus, PROJECTIONS, Phase, PoisonEvent, Progress, ProjectionStatus,
+    RebuildStatus,
+};
+
 use super::{
     AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, NodesPage, OverviewPage,
-    Place, ProblemPage, Usual,
+    Place, ProblemPage, ProjectionsPage, Usual,
 };
 
 /// The time of every sample.
@@ -625,6 +632,93 @@ impl NodesPage {
     pub fn sample(empty: bool) -> Self {
         let nodes: Vec<_> = nodes().into_iter().map(|(_, node)| node).collect();
         Self::new(frame("Nodes"), if empty { &[] } else { &nodes })
+    }
+}
+
+impl ProjectionsPage {
+    /// All is well; or one view is being rebuilt, one waits for somebody, and one has stopped.
+    pub fn sample(trouble: bool) -> Self {
+        let generation = |generation, state: &str| {
+            let at = now();
+            let state = state.to_owned();
+            let position = Position(18_234);
+            GenerationStatus {
+                generation,
+                version: 3,
+                state,
+                position,
+                created_at: at,
+                updated_at: at,
+            }
+        };
+        let mut views: Vec<_> = PROJECTIONS
+            .into_iter()
+            .map(|(name, version)| ProjectionStatus {
+                name,
+                version,
+                generation: Some(2),
+                position: Position(18_234),
+                head: Position(18_234),
+                lag_events: 0,
+                lag_seconds: 0.0,
+                events_per_second: 212.5,
+                poisoned: 0,
+                poison: Vec::new(),
+                skipped: Vec::new(),
+                order: None,
+                progress: None,
+                generations: vec![
+                    GenerationStatus { version, ..generation(2, "active") },
+                    GenerationStatus { version, ..generation(1, "former") },
+                ],
+                ended: None,
+                verified: None,
+            })
+            .collect();
+        if trouble {
+            let difference = Difference {
+                position: Position(18_234),
+                rows_old: 412,
+                rows_new: 412,
+                differing: 1,
+                first: vec![Uuid::nil()],
+                checksum_old: "9f86d081".repeat(8),
+                checksum_new: "2c26b46b".repeat(8),
+            };
+            let phases = [(Phase::Folding, None), (Phase::Waiting, Some(difference))];
+            for (view, (phase, difference)) in views.iter_mut().zip(phases) {
+                view.lag_events = 12;
+                view.lag_seconds = 0.04;
+                view.order = Some(Order {
+                    position: Position(18_100),
+                    kind: OrderKind::Rebuild,
+                    by: "account:ada@example.com".into(),
+                    reason: Some("after the <repair>".into()),
+                    since: now(),
+                    switch: Switch::WhenEqual,
+                });
+                let progress = Progress {
+                    phase,
+                    events: 9_120,
+                    target: 18_101,
+                    elapsed_ms: 15,
+                    events_per_second: 610_000.0,
+                    remaining_ms: Some(15),
+                    folded_ms: None,
+                    written_ms: None,
+                    difference,
+                };
+                view.progress = Some(RebuildStatus { generation: 3, progress });
+            }
+            views[2].poisoned = 1;
+            views[2].poison = vec![PoisonEvent {
+                position: Position(18_230),
+                stream: StreamId(Uuid::nil()),
+                error: "JobQueued v2 is newer than this version knows".into(),
+                recorded_at: now(),
+            }];
+        }
+        Self::new(frame("Projections"), &views)
     }
 }
 

@@ -5,6 +5,7 @@ mod follow;
 mod load;
 mod postgres_restarted;
 mod raw;
+mod rebuild;
 mod server_killed;
 mod shutdown;
 mod slow_readers;

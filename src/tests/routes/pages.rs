@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::log_in;
-use crate::harness::{Answer, Client, Server, text};
+use crate::harness::{Answer, Client, Server, text, wait_until};
 
 /// A person at a browser without scripts.
 struct Person {
@@ -311,4 +311,29 @@ async fn a_paused_queue_is_seen_on_the_overview() {
     }
     assert_eq!(person.go("/queue/resume", &[]).await, "/");
     assert!(!person.open("/").await.text().contains("The queue is paused."));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_verify_and_rebuild_a_view() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    person.client.job("seen").await;
+    let page = person.open("/projections").await;
+    is_page(&page);
+    for view in ["board", "jobs", "nodes", "compensations"] {
+        assert!(page.text().contains(&format!("id=\"view-{view}\"")), "{}", page.text());
+    }
+    for (order, words) in [("verify", "equal at #"), ("rebuild", "switched at #")] {
+        assert_eq!(person.go(&format!("/projections/board/{order}"), &[]).await, "/projections");
+        wait_until("the page says what came of it", || async {
+            person.open("/projections").await.text().contains(words).then_some(())
+        })
+        .await;
+    }
+    assert!(person.open("/projections").await.text().contains("by account:admin@localhost"));
+    let skip = [("position", "1"), ("reason", "none")];
+    assert_eq!(person.submit("/projections/board/skip", &skip).await.status, 409);
+    assert_eq!(person.submit("/projections/board/retry", &[]).await.status, 400);
+    assert_eq!(person.submit("/projections/none/verify", &[]).await.status, 404);
+    assert_eq!(person.submit("/projections/board/else", &[]).await.status, 404);
 }
