@@ -176,7 +176,18 @@ impl Board {
             | Event::QueuePaused(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
-            | Event::QueueResumed(_) => return,
+            | Event::QueueResumed(_)
+            | Event::AccountCreated(_)
+            | Event::AccountRoleChanged(_)
+            | Event::AccountDisabled(_)
+            | Event::AccountEnabled(_)
+            | Event::PasswordChanged(_)
+            | Event::SessionBegan(_)
+            | Event::SessionEnded(_)
+            | Event::LogInFailed(_)
+            | Event::ActionRefused(_)
+            | Event::TokenCreated(_)
+            | Event::TokenRevoked(_) => return,
         }
         self.position = recorded.position;
     }
@@ -224,7 +235,18 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         | Event::QueuePaused(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
-        | Event::QueueResumed(_) => None,
+        | Event::QueueResumed(_)
+        | Event::AccountCreated(_)
+        | Event::AccountRoleChanged(_)
+        | Event::AccountDisabled(_)
+        | Event::AccountEnabled(_)
+        | Event::PasswordChanged(_)
+        | Event::SessionBegan(_)
+        | Event::SessionEnded(_)
+        | Event::LogInFailed(_)
+        | Event::ActionRefused(_)
+        | Event::TokenCreated(_)
+        | Event::TokenRevoked(_) => None,
     }
 }
 

@@ -253,6 +253,17 @@ fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
         | Event::QueueResumed(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
-        | Event::InstanceServerMissing(_) => None,
+        | Event::InstanceServerMissing(_)
+        | Event::AccountCreated(_)
+        | Event::AccountRoleChanged(_)
+        | Event::AccountDisabled(_)
+        | Event::AccountEnabled(_)
+        | Event::PasswordChanged(_)
+        | Event::SessionBegan(_)
+        | Event::SessionEnded(_)
+        | Event::LogInFailed(_)
+        | Event::ActionRefused(_)
+        | Event::TokenCreated(_)
+        | Event::TokenRevoked(_) => None,
     }
 }

@@ -463,6 +463,17 @@ impl Job {
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
+            | Event::AccountCreated(_)
+            | Event::AccountRoleChanged(_)
+            | Event::AccountDisabled(_)
+            | Event::AccountEnabled(_)
+            | Event::PasswordChanged(_)
+            | Event::SessionBegan(_)
+            | Event::SessionEnded(_)
+            | Event::LogInFailed(_)
+            | Event::ActionRefused(_)
+            | Event::TokenCreated(_)
+            | Event::TokenRevoked(_)
             | Event::QueueResumed(_) => return,
         }
         self.updated_at = at;
@@ -661,6 +672,17 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
         | Event::InstanceServerMissing(_)
+        | Event::AccountCreated(_)
+        | Event::AccountRoleChanged(_)
+        | Event::AccountDisabled(_)
+        | Event::AccountEnabled(_)
+        | Event::PasswordChanged(_)
+        | Event::SessionBegan(_)
+        | Event::SessionEnded(_)
+        | Event::LogInFailed(_)
+        | Event::ActionRefused(_)
+        | Event::TokenCreated(_)
+        | Event::TokenRevoked(_)
         | Event::QueueResumed(_) => None,
     }
 }

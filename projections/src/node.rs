@@ -123,6 +123,17 @@ impl Node {
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
+            | Event::AccountCreated(_)
+            | Event::AccountRoleChanged(_)
+            | Event::AccountDisabled(_)
+            | Event::AccountEnabled(_)
+            | Event::PasswordChanged(_)
+            | Event::SessionBegan(_)
+            | Event::SessionEnded(_)
+            | Event::LogInFailed(_)
+            | Event::ActionRefused(_)
+            | Event::TokenCreated(_)
+            | Event::TokenRevoked(_)
             | Event::QueueResumed(_) => return,
         }
         node.updated_at = at;
@@ -207,6 +218,17 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
         | Event::InstanceServerMissing(_)
+        | Event::AccountCreated(_)
+        | Event::AccountRoleChanged(_)
+        | Event::AccountDisabled(_)
+        | Event::AccountEnabled(_)
+        | Event::PasswordChanged(_)
+        | Event::SessionBegan(_)
+        | Event::SessionEnded(_)
+        | Event::LogInFailed(_)
+        | Event::ActionRefused(_)
+        | Event::TokenCreated(_)
+        | Event::TokenRevoked(_)
         | Event::QueueResumed(_) => None,
     }
 }

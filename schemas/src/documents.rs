@@ -69,6 +69,17 @@ documents! {
     "OrphanFound" v 1,
     "OrphanRemoved" v 1,
     "InstanceServerMissing" v 1,
+    "AccountCreated" v 1,
+    "AccountRoleChanged" v 1,
+    "AccountDisabled" v 1,
+    "AccountEnabled" v 1,
+    "PasswordChanged" v 1,
+    "SessionBegan" v 1,
+    "SessionEnded" v 1,
+    "LogInFailed" v 1,
+    "ActionRefused" v 1,
+    "TokenCreated" v 1,
+    "TokenRevoked" v 1,
 }
 
 macro_rules! node_examples {
