@@ -45,10 +45,10 @@ enum Command {
     /// List, cancel, repeat or move jobs, or read their logs; pause and resume the queue
     #[command(subcommand)]
     Jobs(jobs::Command),
-    /// Make or revoke the tokens of programs
+    /// Make, list or revoke the tokens of programs
     #[command(subcommand)]
     Token(token::Command),
-    /// Make people's accounts
+    /// Make, list, change or disable people's accounts
     #[command(subcommand)]
     User(user::Command),
     /// Compare servers and devices with the log; say what serves nobody, and what is gone

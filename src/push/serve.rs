@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,13 +22,13 @@ use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 use super::Subscription;
 use super::encode;
+use crate::accounts::InForce;
 use crate::app::App;
 
 /// Connections a process holds at the most; further ones wait in the kernel's queue.
@@ -53,6 +54,10 @@ const UNSENT_BYTES_MAX: u32 = 64 << 10;
 /// Messages in one `writev`.
 const SLICES_MAX: usize = 64;
 
+/// The other end of a request's socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
 /// Where a handler leaves the stream it wants served.
 #[derive(Clone, Default)]
 struct Slot(Arc<SlotInner>);
@@ -69,16 +74,16 @@ struct SlotInner {
 struct Stream {
     subscription: Subscription,
     chunked: bool,
-    expires_at: Option<Timestamp>,
+    right: InForce,
     /// A message has gone out in part: nothing but its rest may follow.
     within_message: bool,
 }
 
-/// Answers a request with a stream. `expires_at`: when the session behind it ends.
+/// Answers a request with a stream, which ends with the right behind it.
 pub fn respond(
     request: &Request<Body>,
     subscription: Subscription,
-    expires_at: Option<Timestamp>,
+    right: InForce,
 ) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
@@ -87,7 +92,7 @@ pub fn respond(
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     let slot = request.extensions().get::<Slot>().cloned().unwrap_or_default();
     let chunked = request.version() == Version::HTTP_11;
-    let stream = Stream { subscription, chunked, expires_at, within_message: false };
+    let stream = Stream { subscription, chunked, right, within_message: false };
     *slot.0.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
     *response.body_mut() = Body::new(TakenBody(slot));
     response
@@ -157,10 +162,14 @@ async fn serve_requests(
 ) -> Option<(TcpStream, Stream)> {
     drop(socket.set_nodelay(true));
     let slot = Slot::default();
+    let peer = socket.peer_addr().ok().map(|peer| Peer(peer.ip()));
     let io = Watched { io: TokioIo::new(socket), slot: slot.clone() };
     let for_requests = slot.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(for_requests.clone());
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         router.clone().oneshot(request.map(Body::new))
     });
     let mut connection = http1::Builder::new()
@@ -191,13 +200,15 @@ async fn serve_stream(app: &App, socket: TcpStream, mut stream: Stream) -> io::R
     socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     let random = app.clock.id().as_u128() as u64;
     let age = AGE_MAX.mul_f64(0.5 + (random % 1_000) as f64 / 1_000.0);
-    let left = stream.expires_at.map_or(age, |at| {
+    let left = stream.right.expires_at.map_or(age, |at| {
         Duration::try_from(at.duration_since(app.clock.now())).unwrap_or_default().min(age)
     });
     let end = Instant::now() + left;
+    let right = stream.right.clone();
     let ended = async {
         tokio::select! {
             () = app.shutdown.cancelled() => {}
+            () = right.revoked() => {}
             () = tokio::time::sleep_until(end) => {}
         }
     };
