@@ -18,7 +18,7 @@ pub enum Command {
         /// The e-mail address
         email: String,
         /// What it is for: viewer, operator, auditor or admin
-        #[arg(long, default_value = "admin", value_parser = role)]
+        #[arg(long, value_parser = role)]
         role: Role,
     },
     /// List the accounts

@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn addresses_passwords_and_names_are_looked_at() {
         assert_eq!(email(" ada@example.com "), Ok("ada@example.com"));
-        for wrong in ["", "ada", "@", "a@", "@b", "a b@c", "a@b\n"] {
+        for wrong in ["", "ada", "@", "a@", "@b", "a b@c", "a\n@b"] {
             assert_eq!(email(wrong), Err(AccountRefusal::Email), "{wrong:?}");
         }
         assert!(password("twelve chars").is_ok() && password(&"ä".repeat(12)).is_ok());

@@ -1,6 +1,6 @@
 //! The one place where a request becomes an actor, and where it is decided whether they may.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
@@ -18,7 +18,7 @@ use super::problem::Problem;
 use crate::accounts::{self, Holder, Visit, Who};
 use crate::app::App;
 use crate::domain::access::roles_with;
-use crate::push::serve::Peer;
+use crate::push::serve::peer;
 
 /// The cookie of a session.
 pub const COOKIE_NAME: &str = "session_token";
@@ -184,7 +184,7 @@ pub fn visit<'a>(app: &App, headers: &'a HeaderMap, extensions: &Extensions) -> 
     Visit {
         id: app.clock.id(),
         now: app.clock.now(),
-        address: client_address(&app.config.trusted_proxies, headers, extensions),
+        address: client_address(&app.config.trusted_proxies, headers, peer(extensions)),
         user_agent: text(USER_AGENT),
         cookie: session_token(headers),
     }
@@ -192,14 +192,9 @@ pub fn visit<'a>(app: &App, headers: &'a HeaderMap, extensions: &Extensions) -> 
 
 /// Where a request comes from: the other end of the socket, or where that is a proxy that is
 /// trusted, the last address in `X-Forwarded-For` that is none. Anybody can write that header.
-fn client_address(
-    trusted: &[ipnet::IpNet],
-    headers: &HeaderMap,
-    extensions: &Extensions,
-) -> IpAddr {
-    let peer = extensions.get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0);
+fn client_address(trusted: &[ipnet::IpNet], headers: &HeaderMap, peer: Option<IpAddr>) -> IpAddr {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
-    let mut address = peer.to_canonical();
+    let mut address = peer.unwrap_or(Ipv4Addr::UNSPECIFIED.into()).to_canonical();
     let values = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
     let hops: Vec<&str> = values.flat_map(|value| value.split(',')).collect();
     for hop in hops.iter().rev() {
@@ -275,10 +270,8 @@ mod tests {
     fn only_a_trusted_proxy_says_where_a_request_comes_from() {
         let trusted = ["10.0.0.0/8".parse().unwrap(), "192.0.2.9/32".parse().unwrap()];
         let from = |peer: &str, forwarded: &str| {
-            let mut extensions = Extensions::new();
-            extensions.insert(Peer(peer.parse().unwrap()));
             let headers = headers(&[("x-forwarded-for", forwarded)]);
-            client_address(&trusted, &headers, &extensions).to_string()
+            client_address(&trusted, &headers, peer.parse().ok()).to_string()
         };
         assert_eq!(from("203.0.113.5", "198.51.100.1"), "203.0.113.5");
         assert_eq!(from("10.1.2.3", "198.51.100.1"), "198.51.100.1");

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderValue, Request, Response, Version, header};
+use axum::http::{Extensions, HeaderValue, Request, Response, Version, header};
 use bytes::Bytes;
 use http_body::Frame;
 use hyper::body::Incoming;
@@ -54,16 +54,14 @@ const UNSENT_BYTES_MAX: u32 = 64 << 10;
 /// Messages in one `writev`.
 const SLICES_MAX: usize = 64;
 
-/// The other end of a request's socket.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub IpAddr);
-
 /// Where a handler leaves the stream it wants served.
 #[derive(Clone, Default)]
 struct Slot(Arc<SlotInner>);
 
 #[derive(Default)]
 struct SlotInner {
+    /// The other end of the socket.
+    peer: Option<IpAddr>,
     stream: Mutex<Option<Stream>>,
     /// hyper has written the head and asked for the body.
     body_asked: AtomicBool,
@@ -77,6 +75,11 @@ struct Stream {
     right: InForce,
     /// A message has gone out in part: nothing but its rest may follow.
     within_message: bool,
+}
+
+/// The other end of the socket that a request came by.
+pub fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<Slot>()?.0.peer
 }
 
 /// Answers a request with a stream, which ends with the right behind it.
@@ -161,15 +164,12 @@ async fn serve_requests(
     router: Router,
 ) -> Option<(TcpStream, Stream)> {
     drop(socket.set_nodelay(true));
-    let slot = Slot::default();
-    let peer = socket.peer_addr().ok().map(|peer| Peer(peer.ip()));
+    let peer = socket.peer_addr().ok().map(|peer| peer.ip());
+    let slot = Slot(Arc::new(SlotInner { peer, ..SlotInner::default() }));
     let io = Watched { io: TokioIo::new(socket), slot: slot.clone() };
     let for_requests = slot.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(for_requests.clone());
-        if let Some(peer) = peer {
-            request.extensions_mut().insert(peer);
-        }
         router.clone().oneshot(request.map(Body::new))
     });
     let mut connection = http1::Builder::new()

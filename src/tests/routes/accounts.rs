@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use milepost::accounts::throttle::{self, Keys};
 use milepost::app::Clock;
 use milepost::domain::access::{may, roles_with};
 use milepost::http::access::Needs;
@@ -143,7 +144,9 @@ async fn every_route_page_form_and_stream_lets_in_whom_the_matrix_says() {
 fn what_changes_something_takes_more_than_a_right_to_read() {
     for (method, _, route, needs) in all() {
         let fine = match needs {
-            Needs::Right(Right::Operate | Right::Administer) => method == Method::POST,
+            Needs::Right(Right::Operate) => method == Method::POST,
+            // Where people are is for those who look after accounts.
+            Needs::Right(Right::Administer) => method == Method::POST || route == "/api/sessions",
             Needs::Right(Right::See | Right::Events | Right::Audit) => method == Method::GET,
             Needs::Nobody => !route.starts_with("/api/") || method == Method::POST,
             Needs::Somebody => route.starts_with("/api/session") || route.contains("/account"),
@@ -339,9 +342,8 @@ impl Behind<'_> {
 #[tokio::test(flavor = "multi_thread")]
 async fn guessing_is_slowed_on_every_node_and_the_owner_comes_in() {
     let env = vec![("MILEPOST_TRUSTED_PROXIES", "127.0.0.1".to_owned())];
-    let first = Server::with(Options { env: env.clone(), ..Options::default() }).await;
-    let database_url = Some(first.database_url());
-    let second = Server::with(Options { database_url, env, ..Options::default() }).await;
+    let first = Server::with(Options { env, ..Options::default() }).await;
+    let second = Server::beside(&first).await;
     let (client, other) = (first.client(), second.client());
     let owner = Person::new(&first, "ada", "viewer").await;
     let guesser = Behind { client: &client, address: "203.0.113.6" };
@@ -409,6 +411,34 @@ async fn a_thousand_tries_at_once_are_not_a_thousand_guesses() {
     let owner = sql(&server.database_url()).await;
     let rows = owner.query_one("SELECT count(*) FROM log_in_failure", &[]).await.unwrap();
     assert_eq!(rows.get::<_, i64>(0), 3, "an account, an address, and both");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_of_failures_and_the_sessions_of_an_account_are_bounded() {
+    let server = Server::start().await;
+    let person = Person::new(&server, "ada", "viewer").await;
+    let owner = sql(&server.database_url()).await;
+    owner
+        .batch_execute(
+            "INSERT INTO log_in_failure (key, failures, last_at) \
+             SELECT decode(md5(n::text), 'hex'), 1, now() - n * interval '1 ms' \
+             FROM generate_series(1, 100100) AS n; \
+             INSERT INTO session (token_sha256, account_id, expires_at, created_at) \
+             SELECT decode(md5(n::text), 'hex'), a.id, now() + interval '1 day', now() - interval '1 h' \
+             FROM generate_series(1, 60) AS n, account AS a WHERE a.email = 'ada@example.com'",
+        )
+        .await
+        .unwrap();
+    let keys = Keys::new("eve@example.com", [192, 0, 2, 1].into());
+    let database = milepost::log::Database::new(&server.database_url()).unwrap();
+    throttle::begin(&database, keys, 0, Clock.now()).await.unwrap().unwrap();
+    let rows = owner.query_one("SELECT count(*) FROM log_in_failure", &[]).await.unwrap();
+    assert_eq!(rows.get::<_, i64>(0), throttle::ROWS_MAX);
+    let newest = enter(&person.client, &person.email, PASSWORD).await;
+    let own = person.client.request(Method::GET, "/api/account");
+    let own = person.client.send(own.header("cookie", format!("session_token={newest}"))).await;
+    let own: Value = serde_json::from_slice(&own.body).unwrap();
+    assert_eq!(own["sessions"].as_array().unwrap().len(), 50);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -712,7 +742,8 @@ async fn accounts_and_tokens_are_looked_after_from_the_command_line() {
     };
     let email = "ada@example.com";
     milepost(&["user", "create", email, "--role", "auditor"], PASSWORD).await.unwrap();
-    let again = milepost(&["user", "create", email], PASSWORD).await.unwrap_err();
+    let again =
+        milepost(&["user", "create", email, "--role", "admin"], PASSWORD).await.unwrap_err();
     assert!(again.contains("has an account already"), "{again}");
     let person = enter(&client, email, PASSWORD).await;
     assert!(milepost(&["user", "list"], "").await.unwrap().contains("auditor   ada@example.com"));
