@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::accounts::{Access, Refusals};
 use crate::clients;
 use crate::clients::github::Github;
 use crate::config::Config;
@@ -41,6 +42,10 @@ pub struct App {
     pub redactor: Redactor,
     /// GitHub Actions.
     pub github: Github,
+    /// Who is here, and until when.
+    pub access: Arc<Access>,
+    /// Who asked for what they may not do.
+    pub refusals: Refusals,
     /// What operators watch.
     pub metrics: Arc<Metrics>,
     /// The attempts that this process runs itself: at the end they are waited for.
@@ -72,6 +77,8 @@ impl App {
             views: Views::new(database),
             redactor: Redactor::new(config.secrets()),
             github: Github::new(config.github.settings.clone()),
+            access: Arc::default(),
+            refusals: Refusals::new(),
             log,
             metrics,
             attempts: TaskTracker::new(),
@@ -82,6 +89,9 @@ impl App {
 
     /// Starts what goes on beside requests: states, views, seals, work.
     pub fn start(self: &Arc<Self>) {
+        let (access, clock) = (Arc::clone(&self.access), self.clock);
+        let database = self.log.database().clone();
+        tokio::spawn(access.follow(database, move || clock.now(), self.shutdown.clone()));
         push::start_states(Arc::clone(self));
         views::start(Arc::clone(self));
         if let Some(path) = &self.config.seal_key_file {

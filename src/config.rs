@@ -1,6 +1,6 @@
 //! Every setting, its environment name and its default. Secrets have no default.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -119,6 +119,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `MILEPOST_PUBLIC_URL`: how workflows and browsers reach this server; no trailing slash.
     pub public_url: String,
+    /// `MILEPOST_TRUSTED_PROXIES`: addresses or networks, separated by commas, whose
+    /// `X-Forwarded-For` is believed; none by default. Behind a proxy that is not named here all
+    /// log-ins seem to come from one address, and wait for each other's failures.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
     /// `MILEPOST_CALLBACK_SECRETS`: one or several, separated by commas, all in force at once.
     pub callback_secrets: Vec<String>,
     /// `MILEPOST_ACCEPT_X_SIGNATURE`, default `true`; `false` once every workflow signs as
@@ -461,6 +465,7 @@ impl Config {
         let callback_secrets = list(&secrets);
         let rules = rules(&callback_secrets, accept)
             .map_err(|error| wrong.push(format!("MILEPOST_CALLBACK_SECRETS: {error}")));
+        let trusted_proxies = trusted_proxies(&get, &mut wrong);
         let limits = limits(&get, &mut wrong);
         let cloud = Cloud::from_env(&get, &mut wrong);
         let redact = list(&get("MILEPOST_REDACT").unwrap_or_default());
@@ -469,6 +474,7 @@ impl Config {
                 database_url,
                 listen,
                 public_url: public_url.trim_end_matches('/').to_owned(),
+                trusted_proxies,
                 callback_secrets,
                 rules,
                 redact,
@@ -491,6 +497,7 @@ impl Config {
             database_url,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             public_url: String::new(),
+            trusted_proxies: Vec::new(),
             callback_secrets: Vec::new(),
             rules: Rules { secrets: Vec::new(), accept_x_signature: false },
             redact: Vec::new(),
@@ -512,8 +519,8 @@ impl Config {
     pub fn loopback_url(&self) -> String {
         let ip = match self.listen.ip() {
             ip if !ip.is_unspecified() => ip,
-            std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
         };
         format!("http://{}", SocketAddr::new(ip, self.listen.port()))
     }
@@ -524,6 +531,22 @@ impl Config {
         let cloud = self.cloud.iter().flat_map(|cloud| cloud.accounts.secrets());
         own.chain(self.github.secrets()).chain(cloud)
     }
+}
+
+/// Reads whose word on where a request comes from is believed.
+pub fn trusted_proxies(
+    get: &impl Fn(&str) -> Option<String>,
+    wrong: &mut Vec<String>,
+) -> Vec<ipnet::IpNet> {
+    let mut networks = Vec::new();
+    for text in list(&get("MILEPOST_TRUSTED_PROXIES").unwrap_or_default()) {
+        let address = text.parse::<IpAddr>().map(ipnet::IpNet::from);
+        match address.or_else(|_| text.parse()) {
+            Ok(network) => networks.push(network),
+            Err(_) => wrong.push(format!("MILEPOST_TRUSTED_PROXIES: {text} is no network")),
+        }
+    }
+    networks
 }
 
 /// Reads the limits from the environment; each has its default.
@@ -613,9 +636,19 @@ mod tests {
             ("MILEPOST_LISTEN", "nowhere"),
             ("MILEPOST_SILENCE", "-3"),
             ("MILEPOST_DISPATCHER", "magic"),
+            ("MILEPOST_TRUSTED_PROXIES", "10.0.0.0/8, everybody"),
         ]);
         let error = Config::from_env(env(&pairs)).map(|_| ()).unwrap_err();
-        assert_eq!(error.0.len(), 3, "{error}");
+        assert_eq!(error.0.len(), 4, "{error}");
+    }
+
+    #[test]
+    fn proxies_are_addresses_and_networks() {
+        let mut pairs = REQUIRED.to_vec();
+        pairs.push(("MILEPOST_TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8, 2001:db8::/32"));
+        let config = Config::from_env(env(&pairs)).unwrap();
+        let text: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
+        assert_eq!(text, ["127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32"]);
     }
 
     #[test]

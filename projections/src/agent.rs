@@ -108,6 +108,17 @@ impl Agent {
             | Event::ProjectionOrderCancelled(_)
             | Event::ProjectionOrderEnded(_)
             | Event::ProjectionEventSkipped(_)
+            | Event::AccountCreated(_)
+            | Event::AccountRoleChanged(_)
+            | Event::AccountDisabled(_)
+            | Event::AccountEnabled(_)
+            | Event::PasswordChanged(_)
+            | Event::SessionBegan(_)
+            | Event::SessionEnded(_)
+            | Event::LogInFailed(_)
+            | Event::ActionRefused(_)
+            | Event::TokenCreated(_)
+            | Event::TokenRevoked(_)
             | Event::QueueResumed(_) => return,
         }
         agent.updated_at = at;

@@ -187,7 +187,18 @@ impl Board {
             | Event::ProjectionOrderCancelled(_)
             | Event::ProjectionOrderEnded(_)
             | Event::ProjectionEventSkipped(_)
-            | Event::QueueResumed(_) => return,
+            | Event::QueueResumed(_)
+            | Event::AccountCreated(_)
+            | Event::AccountRoleChanged(_)
+            | Event::AccountDisabled(_)
+            | Event::AccountEnabled(_)
+            | Event::PasswordChanged(_)
+            | Event::SessionBegan(_)
+            | Event::SessionEnded(_)
+            | Event::LogInFailed(_)
+            | Event::ActionRefused(_)
+            | Event::TokenCreated(_)
+            | Event::TokenRevoked(_) => return,
         }
         self.position = recorded.position;
     }
@@ -248,7 +259,18 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         | Event::ProjectionOrderCancelled(_)
         | Event::ProjectionOrderEnded(_)
         | Event::ProjectionEventSkipped(_)
-        | Event::QueueResumed(_) => None,
+        | Event::QueueResumed(_)
+        | Event::AccountCreated(_)
+        | Event::AccountRoleChanged(_)
+        | Event::AccountDisabled(_)
+        | Event::AccountEnabled(_)
+        | Event::PasswordChanged(_)
+        | Event::SessionBegan(_)
+        | Event::SessionEnded(_)
+        | Event::LogInFailed(_)
+        | Event::ActionRefused(_)
+        | Event::TokenCreated(_)
+        | Event::TokenRevoked(_) => None,
     }
 }
 

@@ -342,6 +342,17 @@ fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
         | Event::InstanceServerMissing(_)
-        | Event::InstanceServerNotFound(_) => None,
+        | Event::InstanceServerNotFound(_)
+        | Event::AccountCreated(_)
+        | Event::AccountRoleChanged(_)
+        | Event::AccountDisabled(_)
+        | Event::AccountEnabled(_)
+        | Event::PasswordChanged(_)
+        | Event::SessionBegan(_)
+        | Event::SessionEnded(_)
+        | Event::LogInFailed(_)
+        | Event::ActionRefused(_)
+        | Event::TokenCreated(_)
+        | Event::TokenRevoked(_) => None,
     }
 }

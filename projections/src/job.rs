@@ -508,6 +508,17 @@ impl Job {
             | Event::ProjectionOrderCancelled(_)
             | Event::ProjectionOrderEnded(_)
             | Event::ProjectionEventSkipped(_)
+            | Event::AccountCreated(_)
+            | Event::AccountRoleChanged(_)
+            | Event::AccountDisabled(_)
+            | Event::AccountEnabled(_)
+            | Event::PasswordChanged(_)
+            | Event::SessionBegan(_)
+            | Event::SessionEnded(_)
+            | Event::LogInFailed(_)
+            | Event::ActionRefused(_)
+            | Event::TokenCreated(_)
+            | Event::TokenRevoked(_)
             | Event::QueueResumed(_) => return,
         }
         self.updated_at = at;
@@ -749,6 +760,17 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         | Event::ProjectionOrderCancelled(_)
         | Event::ProjectionOrderEnded(_)
         | Event::ProjectionEventSkipped(_)
+        | Event::AccountCreated(_)
+        | Event::AccountRoleChanged(_)
+        | Event::AccountDisabled(_)
+        | Event::AccountEnabled(_)
+        | Event::PasswordChanged(_)
+        | Event::SessionBegan(_)
+        | Event::SessionEnded(_)
+        | Event::LogInFailed(_)
+        | Event::ActionRefused(_)
+        | Event::TokenCreated(_)
+        | Event::TokenRevoked(_)
         | Event::QueueResumed(_) => None,
     }
 }

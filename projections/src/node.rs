@@ -136,6 +136,17 @@ impl Node {
             | Event::ProjectionOrderCancelled(_)
             | Event::ProjectionOrderEnded(_)
             | Event::ProjectionEventSkipped(_)
+            | Event::AccountCreated(_)
+            | Event::AccountRoleChanged(_)
+            | Event::AccountDisabled(_)
+            | Event::AccountEnabled(_)
+            | Event::PasswordChanged(_)
+            | Event::SessionBegan(_)
+            | Event::SessionEnded(_)
+            | Event::LogInFailed(_)
+            | Event::ActionRefused(_)
+            | Event::TokenCreated(_)
+            | Event::TokenRevoked(_)
             | Event::QueueResumed(_) => return,
         }
         node.updated_at = at;
@@ -233,6 +244,17 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         | Event::ProjectionOrderCancelled(_)
         | Event::ProjectionOrderEnded(_)
         | Event::ProjectionEventSkipped(_)
+        | Event::AccountCreated(_)
+        | Event::AccountRoleChanged(_)
+        | Event::AccountDisabled(_)
+        | Event::AccountEnabled(_)
+        | Event::PasswordChanged(_)
+        | Event::SessionBegan(_)
+        | Event::SessionEnded(_)
+        | Event::LogInFailed(_)
+        | Event::ActionRefused(_)
+        | Event::TokenCreated(_)
+        | Event::TokenRevoked(_)
         | Event::QueueResumed(_) => None,
     }
 }

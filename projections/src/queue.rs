@@ -84,7 +84,18 @@ impl Queue {
             | Event::InstanceServerMissing(_)
             | Event::LogKeyRotated(_)
             | Event::LogEpochBegun(_)
-            | Event::InstanceServerNotFound(_) => None,
+            | Event::InstanceServerNotFound(_)
+            | Event::AccountCreated(_)
+            | Event::AccountRoleChanged(_)
+            | Event::AccountDisabled(_)
+            | Event::AccountEnabled(_)
+            | Event::PasswordChanged(_)
+            | Event::SessionBegan(_)
+            | Event::SessionEnded(_)
+            | Event::LogInFailed(_)
+            | Event::ActionRefused(_)
+            | Event::TokenCreated(_)
+            | Event::TokenRevoked(_) => None,
         };
         Self { paused }
     }

@@ -83,6 +83,17 @@ documents! {
     "ProjectionOrderCancelled" v 1,
     "ProjectionOrderEnded" v 1,
     "ProjectionEventSkipped" v 1,
+    "AccountCreated" v 1,
+    "AccountRoleChanged" v 1,
+    "AccountDisabled" v 1,
+    "AccountEnabled" v 1,
+    "PasswordChanged" v 1,
+    "SessionBegan" v 1,
+    "SessionEnded" v 1,
+    "LogInFailed" v 1,
+    "ActionRefused" v 1,
+    "TokenCreated" v 1,
+    "TokenRevoked" v 1,
 }
 
 macro_rules! node_examples {

@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::{AgentId, Attempt, InstanceId, JobId, NodeId, Position};
+use crate::{
+    AccountId, AgentId, Attempt, InstanceId, JobId, NodeId, Position, Right, Role, SessionId,
+    TokenId,
+};
 
 /// An event that cannot be read back.
 #[derive(Debug)]
@@ -234,6 +237,28 @@ events! {
     ProjectionOrderEnded = 105 v 1,
     /// Somebody had a view pass over an event that it cannot fold.
     ProjectionEventSkipped = 106 v 1,
+    /// A person may log in.
+    AccountCreated = 80 v 1,
+    /// An account is for something else now; its sessions ended.
+    AccountRoleChanged = 81 v 1,
+    /// An account may not log in any more; its sessions ended.
+    AccountDisabled = 82 v 1,
+    /// An account may log in again.
+    AccountEnabled = 83 v 1,
+    /// An account has another password; its other sessions ended.
+    PasswordChanged = 84 v 1,
+    /// Somebody logged in.
+    SessionBegan = 85 v 1,
+    /// A session was ended: by a log-out, or by somebody who may.
+    SessionEnded = 86 v 1,
+    /// Log-ins failed: the first of a run, and then ever fewer of them.
+    LogInFailed = 87 v 1,
+    /// Somebody asked for what their role may not do: the first of a run, and then ever fewer.
+    ActionRefused = 88 v 1,
+    /// A program may call the API.
+    TokenCreated = 90 v 1,
+    /// A program may not call the API any more.
+    TokenRevoked = 91 v 1,
 }
 
 /// An agent was made. Stream: the agent.
@@ -1294,6 +1319,130 @@ impl OrderOutcome {
             Self::Failed => "failed",
         }
     }
+}
+
+/// A person may log in. Stream: the account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountCreated {
+    /// The new account.
+    pub account_id: AccountId,
+    /// What it is for.
+    pub role: Role,
+}
+
+/// An account is for something else now; its sessions ended. Stream: the account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountRoleChanged {
+    /// The account.
+    pub account_id: AccountId,
+    /// What it is for from now on.
+    pub role: Role,
+}
+
+/// An account may not log in any more; its sessions ended. Stream: the account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountDisabled {
+    /// The account.
+    pub account_id: AccountId,
+}
+
+/// An account may log in again. Stream: the account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountEnabled {
+    /// The account.
+    pub account_id: AccountId,
+}
+
+/// An account has another password; its other sessions ended. Stream: the account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PasswordChanged {
+    /// The account.
+    pub account_id: AccountId,
+}
+
+/// Somebody logged in. Stream: the account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionBegan {
+    /// The account.
+    pub account_id: AccountId,
+    /// The session.
+    pub session_id: SessionId,
+    /// How.
+    pub way: LogInWay,
+}
+
+/// How somebody logged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogInWay {
+    /// With the address and the password.
+    Password,
+    /// With a link that logs in once.
+    Link,
+}
+
+/// A session was ended: by a log-out, or by somebody who may. Stream: the account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionEnded {
+    /// The account.
+    pub account_id: AccountId,
+    /// The session.
+    pub session_id: SessionId,
+}
+
+/// Log-ins failed: the first of a run, and then ever fewer of them. Stream:
+/// the account, or the one of addresses nobody has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogInFailed {
+    /// The account; absent where the address is nobody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account_id: Option<AccountId>,
+    /// How many of this run so far; one is over after an hour without any.
+    pub failures: u32,
+}
+
+/// Somebody asked for what their role may not do: the first of a run, and then ever fewer. Stream:
+/// the account or the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionRefused {
+    /// Whose account it was, where it was a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account_id: Option<AccountId>,
+    /// Whose token it was, where it was a program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_id: Option<TokenId>,
+    /// The method of the request.
+    pub method: String,
+    /// The route, without the ids in it.
+    pub route: String,
+    /// The right that it takes.
+    pub needs: Right,
+    /// How many of this run so far, by one process; one is over after an hour without any.
+    pub refusals: u32,
+}
+
+/// A program may call the API. Stream: the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenCreated {
+    /// The new token.
+    pub token_id: TokenId,
+    /// Which program it is for.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// To what it is narrowed; absent where it may do all that its role may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<Right>,
+    /// When it ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A program may not call the API any more. Stream: the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRevoked {
+    /// The token.
+    pub token_id: TokenId,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]

@@ -41,8 +41,8 @@ macro_rules! uuid_newtype {
 }
 
 uuid_newtype! {
-    /// One stream of events: the history of one agent, node, job, instance or refused callback,
-    /// of the queue, or of the ledger.
+    /// One stream of events: the history of one agent, node, job, instance, account, token or
+    /// refused callback, of the queue, or of the ledger.
     StreamId
 }
 uuid_newtype! {
@@ -62,7 +62,23 @@ uuid_newtype! {
     InstanceId
 }
 
+uuid_newtype! {
+    /// An account: a person who may log in. Its stream has the same UUID.
+    AccountId
+}
+uuid_newtype! {
+    /// The token of a program. Its stream has the same UUID.
+    TokenId
+}
+uuid_newtype! {
+    /// A browser that is logged in; no secret, the cookie holds another one.
+    SessionId
+}
+
 impl StreamId {
+    /// The stream of log-ins that failed for addresses nobody has.
+    pub const LOG_INS: Self = Self(Uuid::from_u128(0x0000_0000_0000_8000_8000_6c6f_6769_6e73));
+
     /// The stream of the queue itself: when it was stopped and let go on.
     pub const QUEUE: Self = Self(Uuid::from_u128(0x0000_0000_0000_8000_8000_0071_7565_7565));
 
@@ -85,7 +101,7 @@ macro_rules! has_stream {
         })*
     };
 }
-has_stream!(AgentId, JobId, InstanceId, NodeId);
+has_stream!(AgentId, JobId, InstanceId, NodeId, AccountId, TokenId);
 
 impl JobId {
     /// The stream that holds what the job's runs print: apart, so that the job itself stays quick

@@ -10,8 +10,12 @@ pub mod documents;
 pub mod event;
 mod ids;
 pub mod metadata;
+mod role;
 
 pub use callback::{Callback, CallbackError, CallbackKind};
 pub use event::{DecodeError, Event, EventType};
-pub use ids::{AgentId, Attempt, InstanceId, JobId, NodeId, Position, StreamId};
+pub use ids::{
+    AccountId, AgentId, Attempt, InstanceId, JobId, NodeId, Position, SessionId, StreamId, TokenId,
+};
 pub use metadata::{CallbackEvidence, Metadata, SignatureForm};
+pub use role::{Right, Role};

@@ -21,7 +21,7 @@ use crate::migrate::migrate;
 use crate::postgres::Embedded;
 use crate::telemetry;
 use crate::work::dispatch;
-use milepost_schemas::{AgentId, InstanceId, JobId, Metadata, Position};
+use milepost_schemas::{AccountId, AgentId, InstanceId, JobId, Metadata, Position};
 
 /// The account that `dev` makes.
 const ADMIN_EMAIL: &str = "admin@localhost";
@@ -105,8 +105,9 @@ async fn start(
     // A tunnel: GitHub's machines have to reach this one.
     let public_url = std::env::var("MILEPOST_PUBLIC_URL").ok().filter(|url| !url.is_empty());
     config.public_url = public_url.unwrap_or_else(|| url.clone());
-    accounts::set_password(&database, Clock.id(), ADMIN_EMAIL, &secrets.admin_password).await?;
-    accounts::set_token(&database, ADMIN_TOKEN_NAME, &secrets.admin_token).await?;
+    let admin = AccountId(Clock.id());
+    accounts::ensure_admin(&database, admin, ADMIN_EMAIL, &secrets.admin_password).await?;
+    accounts::ensure_token(&database, ADMIN_TOKEN_NAME, &secrets.admin_token).await?;
     let link = accounts::make_link(&database, ADMIN_EMAIL, Clock.now()).await?;
     let app = App::open(config, shutdown).await?;
     if app.log.feed().head() == Position::START
@@ -128,6 +129,7 @@ fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<
     let mut wrong = Vec::new();
     let env = |name: &str| std::env::var(name).ok();
     let limits = config::limits(&env, &mut wrong);
+    let trusted_proxies = config::trusted_proxies(&env, &mut wrong);
     let cloud = config::Cloud::from_env(&env, &mut wrong);
     anyhow::ensure!(wrong.is_empty(), config::ConfigError(wrong));
     let callback_secrets = vec![secrets.callback_secret.clone()];
@@ -136,6 +138,7 @@ fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<
         database_url: database_url.to_owned(),
         listen: args.listen,
         public_url: String::new(),
+        trusted_proxies,
         rules,
         callback_secrets,
         redact: vec![secrets.admin_password.clone(), secrets.admin_token.clone()],

@@ -49,10 +49,10 @@ enum Command {
     /// How the views stand; rebuild, verify or roll back one
     #[command(subcommand)]
     Projections(projections::Command),
-    /// Make or revoke the tokens of programs
+    /// Make, list or revoke the tokens of programs
     #[command(subcommand)]
     Token(token::Command),
-    /// Make people's accounts
+    /// Make, list, change or disable people's accounts
     #[command(subcommand)]
     User(user::Command),
     /// Compare servers and devices with the log; say what serves nobody, and what is gone

@@ -2,6 +2,8 @@
 //!
 //! One file a stream. No clock, no ids, no I/O: time and ids are arguments.
 
+pub mod access;
+pub mod account;
 pub mod agent;
 pub mod job;
 pub mod job_log;
@@ -11,6 +13,7 @@ pub mod queue;
 pub mod server;
 pub mod upkeep;
 
+pub use account::{AccountCommand, AccountRefusal};
 pub use agent::AgentCommand;
 pub use job::{JobAnswer, JobCommand, Limits, QueueState, Report};
 pub use node::NodeCommand;

@@ -1,5 +1,6 @@
 //! HTTP: routes, who may use them, their limits, and their answers.
 
+pub mod access;
 pub mod api;
 pub mod auth;
 pub mod pages;
@@ -10,13 +11,16 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
+use milepost_schemas::Right::{Administer, Audit, Events, Operate, See};
 
 use crate::app::App;
+use access::Needs::{self, Nobody, Right, Somebody};
+use access::Table;
 use problem::Problem;
 
 /// The largest body of a request that is no webhook, in bytes.
@@ -30,56 +34,123 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
      img-src 'self' data:; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; \
      base-uri 'none'";
 
-/// Every route there is. `schemas/openapi.json` describes those under `/api`; a test compares.
-pub const ROUTES: &[(&str, &[&str])] = &[
-    ("/api/webhooks/github", &["post"]),
-    ("/api/agents", &["get", "post"]),
-    ("/api/agents/{id}", &["get"]),
-    ("/api/agents/{id}/provision", &["post"]),
-    ("/api/agents/{id}/instance", &["get"]),
-    ("/api/agents/{id}/instance/stream", &["get"]),
-    ("/api/jobs", &["get"]),
-    ("/api/jobs/{id}", &["get"]),
-    ("/api/jobs/{id}/cancel", &["post"]),
-    ("/api/jobs/{id}/priority", &["post"]),
-    ("/api/jobs/{id}/retry", &["post"]),
-    ("/api/jobs/{id}/stream", &["get"]),
-    ("/api/jobs/{id}/log", &["get"]),
-    ("/api/jobs/{id}/log.txt", &["get"]),
-    ("/api/jobs/{id}/log/stream", &["get"]),
-    ("/api/nodes", &["get", "post"]),
-    ("/api/nodes/{id}", &["get"]),
-    ("/api/nodes/{id}/provision", &["post"]),
-    ("/api/nodes/{id}/decommission", &["post"]),
-    ("/api/queue", &["get"]),
-    ("/api/queue/pause", &["post"]),
-    ("/api/queue/resume", &["post"]),
-    ("/api/projections", &["get"]),
-    ("/api/projections/{name}", &["get"]),
-    ("/api/projections/{name}/rebuild", &["post"]),
-    ("/api/projections/{name}/switch", &["post"]),
-    ("/api/projections/{name}/cancel", &["post"]),
-    ("/api/projections/{name}/rollback", &["post"]),
-    ("/api/projections/{name}/verify", &["post"]),
-    ("/api/projections/{name}/retry", &["post"]),
-    ("/api/projections/{name}/skip", &["post"]),
-    ("/api/events", &["get"]),
-    ("/api/events/stream", &["get"]),
-    ("/api/stream", &["get"]),
-    ("/api/proofs/inclusion", &["get"]),
-    ("/api/proofs/consistency", &["get"]),
-    ("/api/metrics", &["get"]),
-    ("/api/login", &["post"]),
-    ("/api/logout", &["post"]),
-    ("/api/session", &["get"]),
-    ("/log/checkpoint", &["get"]),
-    ("/log/keys", &["get"]),
-    ("/log/tile/{level}/{index}", &["get"]),
-    ("/log/tile/entries/{index}", &["get"]),
-    ("/healthz", &["get"]),
-    ("/readyz", &["get"]),
-    ("/metrics", &["get"]),
+/// What pages never need, no script of theirs may ask for.
+const PERMISSIONS_POLICY: &str = "accelerometer=(), browsing-topics=(), camera=(), \
+     display-capture=(), geolocation=(), gyroscope=(), magnetometer=(), microphone=(), midi=(), \
+     payment=(), publickey-credentials-get=(), usb=()";
+
+/// Where browsers reach this server by HTTPS, they do not try without it for a year.
+const STRICT_TRANSPORT: &str = "max-age=31536000";
+
+const SEE: Needs = Right(See);
+const EVENTS: Needs = Right(Events);
+const AUDIT: Needs = Right(Audit);
+const OPERATE: Needs = Right(Operate);
+const ADMINISTER: Needs = Right(Administer);
+
+/// Every route there is for programs, and what each method takes; `domain::access` says which role
+/// has it. A route without a row lets nobody through, and a test finds it.
+/// `schemas/openapi.json` describes those under `/api`; a test compares.
+#[rustfmt::skip]
+pub const ROUTES: &Table = &[
+    ("/api/webhooks/github", &[("post", Nobody)]),
+    ("/api/agents", &[("get", SEE), ("post", OPERATE)]),
+    ("/api/agents/{id}", &[("get", SEE)]),
+    ("/api/agents/{id}/provision", &[("post", OPERATE)]),
+    ("/api/agents/{id}/instance", &[("get", SEE)]),
+    ("/api/agents/{id}/instance/stream", &[("get", SEE)]),
+    ("/api/jobs", &[("get", SEE)]),
+    ("/api/jobs/{id}", &[("get", SEE)]),
+    ("/api/jobs/{id}/cancel", &[("post", OPERATE)]),
+    ("/api/jobs/{id}/priority", &[("post", OPERATE)]),
+    ("/api/jobs/{id}/retry", &[("post", OPERATE)]),
+    ("/api/jobs/{id}/stream", &[("get", SEE)]),
+    ("/api/jobs/{id}/log", &[("get", SEE)]),
+    ("/api/jobs/{id}/log.txt", &[("get", SEE)]),
+    ("/api/jobs/{id}/log/stream", &[("get", SEE)]),
+    ("/api/nodes", &[("get", SEE), ("post", OPERATE)]),
+    ("/api/nodes/{id}", &[("get", SEE)]),
+    ("/api/nodes/{id}/provision", &[("post", OPERATE)]),
+    ("/api/nodes/{id}/decommission", &[("post", OPERATE)]),
+    ("/api/queue", &[("get", SEE)]),
+    ("/api/queue/pause", &[("post", OPERATE)]),
+    ("/api/queue/resume", &[("post", OPERATE)]),
+    ("/api/projections", &[("get", SEE)]),
+    ("/api/projections/{name}", &[("get", SEE)]),
+    ("/api/projections/{name}/rebuild", &[("post", OPERATE)]),
+    ("/api/projections/{name}/switch", &[("post", OPERATE)]),
+    ("/api/projections/{name}/cancel", &[("post", OPERATE)]),
+    ("/api/projections/{name}/rollback", &[("post", OPERATE)]),
+    ("/api/projections/{name}/verify", &[("post", OPERATE)]),
+    ("/api/projections/{name}/retry", &[("post", OPERATE)]),
+    ("/api/projections/{name}/skip", &[("post", OPERATE)]),
+    ("/api/events", &[("get", EVENTS)]),
+    ("/api/events/stream", &[("get", EVENTS)]),
+    ("/api/stream", &[("get", SEE)]),
+    ("/api/proofs/inclusion", &[("get", EVENTS)]),
+    ("/api/proofs/consistency", &[("get", SEE)]),
+    ("/api/metrics", &[("get", SEE)]),
+    ("/api/login", &[("post", Nobody)]),
+    ("/api/logout", &[("post", Nobody)]),
+    ("/api/session", &[("get", Somebody)]),
+    ("/api/account", &[("get", Somebody)]),
+    ("/api/account/password", &[("post", Somebody)]),
+    ("/api/account/sessions/{id}/revoke", &[("post", Somebody)]),
+    ("/api/accounts", &[("get", AUDIT), ("post", ADMINISTER)]),
+    ("/api/accounts/{id}/role", &[("post", ADMINISTER)]),
+    ("/api/accounts/{id}/disable", &[("post", ADMINISTER)]),
+    ("/api/accounts/{id}/enable", &[("post", ADMINISTER)]),
+    ("/api/accounts/{id}/password", &[("post", ADMINISTER)]),
+    ("/api/tokens", &[("get", AUDIT), ("post", ADMINISTER)]),
+    ("/api/tokens/{id}/revoke", &[("post", ADMINISTER)]),
+    ("/api/sessions", &[("get", ADMINISTER)]),
+    ("/api/sessions/{id}/revoke", &[("post", ADMINISTER)]),
+    ("/log/checkpoint", &[("get", SEE)]),
+    ("/log/keys", &[("get", SEE)]),
+    ("/log/tile/{level}/{index}", &[("get", SEE)]),
+    ("/log/tile/entries/{index}", &[("get", EVENTS)]),
+    ("/healthz", &[("get", Nobody)]),
+    ("/readyz", &[("get", Nobody)]),
+    ("/metrics", &[("get", SEE)]),
 ];
+
+/// Every page and every form, likewise. A form takes what its route for programs takes.
+#[rustfmt::skip]
+pub const PAGES: &Table = &[
+    ("/", &[("get", SEE)]),
+    ("/agents", &[("post", OPERATE)]),
+    ("/agents/{id}", &[("get", SEE)]),
+    ("/agents/{id}/provision", &[("post", OPERATE)]),
+    ("/jobs/{id}", &[("get", SEE)]),
+    ("/jobs/{id}/cancel", &[("post", OPERATE)]),
+    ("/jobs/{id}/priority", &[("post", OPERATE)]),
+    ("/jobs/{id}/retry", &[("post", OPERATE)]),
+    ("/nodes", &[("get", SEE), ("post", OPERATE)]),
+    ("/nodes/{id}", &[("get", SEE)]),
+    ("/nodes/{id}/provision", &[("post", OPERATE)]),
+    ("/nodes/{id}/decommission", &[("post", OPERATE)]),
+    ("/queue/pause", &[("post", OPERATE)]),
+    ("/queue/resume", &[("post", OPERATE)]),
+    ("/projections", &[("get", SEE)]),
+    ("/projections/{name}/{order}", &[("post", OPERATE)]),
+    ("/account", &[("get", Somebody)]),
+    ("/account/password", &[("post", Somebody)]),
+    ("/account/sessions/{id}/revoke", &[("post", Somebody)]),
+    ("/accounts", &[("get", AUDIT), ("post", ADMINISTER)]),
+    ("/accounts/{id}/role", &[("post", ADMINISTER)]),
+    ("/accounts/{id}/disable", &[("post", ADMINISTER)]),
+    ("/accounts/{id}/enable", &[("post", ADMINISTER)]),
+    ("/tokens", &[("post", ADMINISTER)]),
+    ("/tokens/{id}/revoke", &[("post", ADMINISTER)]),
+    ("/sessions/{id}/revoke", &[("post", ADMINISTER)]),
+    ("/login", &[("get", Nobody), ("post", Nobody)]),
+    ("/logout", &[("post", Nobody)]),
+    ("/assets/{*path}", &[("get", Nobody)]),
+];
+
+/// Parameters with which a route takes another right than without.
+pub const PARAMETERS: &[(&str, &str, milepost_schemas::Right)] =
+    &[("/api/stream", "events", Events)];
 
 /// The router of a process.
 pub fn router(app: Arc<App>) -> Router {
@@ -127,14 +198,27 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/log/keys", get(api::tiles::keys))
         .route("/log/tile/{*path}", get(api::tiles::tile))
         .route("/log/tile/entries/{*path}", get(api::tiles::entries))
+        .route("/api/account", get(api::accounts::own))
+        .route("/api/account/password", post(api::accounts::own_password))
+        .route("/api/account/sessions/{id}/revoke", post(api::accounts::end_own_session))
+        .route("/api/accounts", get(api::accounts::list).post(api::accounts::create))
+        .route("/api/accounts/{id}/role", post(api::accounts::role))
+        .route("/api/accounts/{id}/disable", post(api::accounts::disable))
+        .route("/api/accounts/{id}/enable", post(api::accounts::enable))
+        .route("/api/accounts/{id}/password", post(api::accounts::password))
+        .route("/api/tokens", get(api::tokens::list).post(api::tokens::create))
+        .route("/api/tokens/{id}/revoke", post(api::tokens::revoke))
+        .route("/api/sessions", get(api::accounts::sessions))
+        .route("/api/sessions/{id}/revoke", post(api::accounts::end_session))
         .route("/healthz", get(api::health::alive))
         .route("/readyz", get(api::health::ready))
         .route("/metrics", get(api::metrics::prometheus))
         .merge(pages::routes())
         .fallback(pages::not_found)
         .method_not_allowed_fallback(pages::not_allowed)
-        .layer(middleware::map_response(secure));
-    // Webhooks go without the layers that browsers need.
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::gate))
+        .layer(middleware::map_response_with_state(Arc::clone(&app), secure));
+    // Webhooks prove themselves by a signature, and go without the layers that browsers need.
     Router::new()
         .route("/api/webhooks/github", post(api::webhooks::github))
         .method_not_allowed_fallback(pages::not_allowed)
@@ -143,18 +227,33 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 /// Headers that every answer to a browser carries.
-async fn secure(mut response: Response) -> Response {
+async fn secure(State(app): State<Arc<App>>, mut response: Response) -> Response {
     let headers = response.headers_mut();
+    if app.config.is_https() {
+        let strict = HeaderValue::from_static(STRICT_TRANSPORT);
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, strict);
+    }
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "same-origin"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("permissions-policy"), PERMISSIONS_POLICY),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-embedder-policy"), "require-corp"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// Whether a path is answered with JSON, whatever happens; pages are answered with pages.
+fn is_for_programs(path: &str) -> bool {
+    path.starts_with("/api/")
+        || path.starts_with("/log/")
+        || matches!(path, "/healthz" | "/readyz" | "/metrics")
 }
 
 /// Reads a body of at most `bytes_max` bytes; nothing larger is taken in.

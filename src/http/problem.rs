@@ -3,8 +3,11 @@
 use axum::extract::rejection::QueryRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use jiff::SignedDuration;
 use serde::Serialize;
 
+use crate::accounts::AccountError;
+use crate::domain::AccountRefusal;
 use crate::domain::agent::AgentRefusal;
 use crate::domain::job::JobRefusal;
 use crate::domain::node::NodeRefusal;
@@ -24,6 +27,9 @@ pub struct Problem {
     title: &'static str,
     status: u16,
     detail: String,
+    /// When to come back, in seconds.
+    #[serde(skip)]
+    retry_after: Option<u64>,
     #[serde(flatten)]
     more: serde_json::Map<String, serde_json::Value>,
 }
@@ -41,6 +47,7 @@ impl Problem {
             title,
             status: status.as_u16(),
             detail: detail.into(),
+            retry_after: None,
             more: serde_json::Map::new(),
         }
     }
@@ -54,6 +61,11 @@ impl Problem {
     /// The status code.
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).expect("it was made from one")
+    }
+
+    /// When to come back, for a header.
+    pub fn retry_after(&self) -> Option<HeaderValue> {
+        self.retry_after.map(HeaderValue::from)
     }
 
     /// The words for people.
@@ -126,8 +138,17 @@ impl Problem {
         Self::new(status, "damaged", "What is stored is damaged", detail)
     }
 
+    /// 429: too many tries failed; come back when that time is over.
+    pub fn too_many(left: SignedDuration) -> Self {
+        let seconds = left.as_secs().unsigned_abs() + 1;
+        let detail = format!("Too many log-ins have failed; try again in {seconds} s");
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let problem = Self::new(status, "too-many-tries", "Too many tries", detail);
+        Self { retry_after: Some(seconds), ..problem }
+    }
+
     /// 422: it could be read, and cannot be done.
-    fn refused(why: &impl ToString) -> Self {
+    pub(super) fn refused(why: &impl ToString) -> Self {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         Self::new(status, "refused", "The order is refused", why.to_string())
     }
@@ -135,7 +156,9 @@ impl Problem {
     /// 503: nothing was acknowledged; come back.
     pub fn unavailable() -> Self {
         let detail = "The log cannot be reached; nothing was acknowledged, try again";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Unavailable", detail)
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let problem = Self::new(status, "unavailable", "Unavailable", detail);
+        Self { retry_after: Some(RETRY_AFTER_SECONDS), ..problem }
     }
 }
 
@@ -146,8 +169,8 @@ impl IntoResponse for Problem {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -219,6 +242,26 @@ impl From<ExecuteError> for Problem {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
                 Self::new(status, "unreadable", "An event cannot be read", why)
             }
+        }
+    }
+}
+
+impl From<AccountError> for Problem {
+    fn from(error: AccountError) -> Self {
+        let refusal = match error {
+            AccountError::Refused(refusal) => refusal,
+            AccountError::Database(error) => return error.into(),
+        };
+        match refusal {
+            AccountRefusal::Unknown => Self::not_found("account"),
+            AccountRefusal::Exists => Self::conflict("account-exists", refusal.to_string()),
+            AccountRefusal::LastAdmin => Self::conflict("last-admin", refusal.to_string()),
+            AccountRefusal::Unchanged => Self::conflict("unchanged", refusal.to_string()),
+            AccountRefusal::TokenExists => Self::conflict("token-exists", refusal.to_string()),
+            AccountRefusal::Email
+            | AccountRefusal::Password
+            | AccountRefusal::TokenName
+            | AccountRefusal::TokenExpiry => Self::refused(&refusal),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,20 +15,20 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderValue, Request, Response, Version, header};
+use axum::http::{Extensions, HeaderValue, Request, Response, Version, header};
 use bytes::Bytes;
 use http_body::Frame;
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 use super::Subscription;
 use super::encode;
+use crate::accounts::InForce;
 use crate::app::App;
 
 /// Connections a process holds at the most; further ones wait in the kernel's queue.
@@ -59,6 +60,8 @@ struct Slot(Arc<SlotInner>);
 
 #[derive(Default)]
 struct SlotInner {
+    /// The other end of the socket.
+    peer: Option<IpAddr>,
     stream: Mutex<Option<Stream>>,
     /// hyper has written the head and asked for the body.
     body_asked: AtomicBool,
@@ -69,16 +72,21 @@ struct SlotInner {
 struct Stream {
     subscription: Subscription,
     chunked: bool,
-    expires_at: Option<Timestamp>,
+    right: InForce,
     /// A message has gone out in part: nothing but its rest may follow.
     within_message: bool,
 }
 
-/// Answers a request with a stream. `expires_at`: when the session behind it ends.
+/// The other end of the socket that a request came by.
+pub fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<Slot>()?.0.peer
+}
+
+/// Answers a request with a stream, which ends with the right behind it.
 pub fn respond(
     request: &Request<Body>,
     subscription: Subscription,
-    expires_at: Option<Timestamp>,
+    right: InForce,
 ) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
@@ -87,7 +95,7 @@ pub fn respond(
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     let slot = request.extensions().get::<Slot>().cloned().unwrap_or_default();
     let chunked = request.version() == Version::HTTP_11;
-    let stream = Stream { subscription, chunked, expires_at, within_message: false };
+    let stream = Stream { subscription, chunked, right, within_message: false };
     *slot.0.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
     *response.body_mut() = Body::new(TakenBody(slot));
     response
@@ -156,7 +164,8 @@ async fn serve_requests(
     router: Router,
 ) -> Option<(TcpStream, Stream)> {
     drop(socket.set_nodelay(true));
-    let slot = Slot::default();
+    let peer = socket.peer_addr().ok().map(|peer| peer.ip());
+    let slot = Slot(Arc::new(SlotInner { peer, ..SlotInner::default() }));
     let io = Watched { io: TokioIo::new(socket), slot: slot.clone() };
     let for_requests = slot.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -191,13 +200,15 @@ async fn serve_stream(app: &App, socket: TcpStream, mut stream: Stream) -> io::R
     socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     let random = app.clock.id().as_u128() as u64;
     let age = AGE_MAX.mul_f64(0.5 + (random % 1_000) as f64 / 1_000.0);
-    let left = stream.expires_at.map_or(age, |at| {
+    let left = stream.right.expires_at.map_or(age, |at| {
         Duration::try_from(at.duration_since(app.clock.now())).unwrap_or_default().min(age)
     });
     let end = Instant::now() + left;
+    let right = stream.right.clone();
     let ended = async {
         tokio::select! {
             () = app.shutdown.cancelled() => {}
+            () = right.revoked() => {}
             () = tokio::time::sleep_until(end) => {}
         }
     };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Which modules each module may use. `app` holds them all together, so the parts that act on it
 /// may name it; nothing names `cli`.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("accounts", &["log"]),
+    ("accounts", &["domain", "log"]),
     ("clients", &["intake"]),
     ("config", &["clients", "domain", "intake"]),
     ("domain", &[]),
@@ -18,7 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("migrate", &["log"]),
     ("postgres", &[]),
-    ("push", &["app", "execute", "log", "views"]),
+    ("push", &["accounts", "app", "execute", "log", "views"]),
     ("telemetry", &[]),
     ("views", &["app", "execute", "log", "metrics"]),
     ("work", &["app", "clients", "config", "domain", "execute", "intake", "log", "views"]),

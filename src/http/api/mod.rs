@@ -1,5 +1,6 @@
 //! The API: one file a resource.
 
+pub mod accounts;
 pub mod agents;
 pub mod events;
 pub mod health;
@@ -14,13 +15,14 @@ pub mod receipt;
 pub mod session;
 pub mod streams;
 pub mod tiles;
+pub mod tokens;
 pub mod webhooks;
 pub mod workflow_runs;
 
 use axum::extract::{FromRequestParts, Path, Request};
 use axum::http::header;
 use axum::http::request::Parts;
-use milepost_schemas::{AgentId, JobId, NodeId};
+use milepost_schemas::{AccountId, AgentId, JobId, NodeId, SessionId, TokenId};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -45,6 +47,18 @@ impl Named for NodeId {
 
 impl Named for JobId {
     const NAME: &'static str = "job";
+}
+
+impl Named for AccountId {
+    const NAME: &'static str = "account";
+}
+
+impl Named for SessionId {
+    const NAME: &'static str = "session";
+}
+
+impl Named for TokenId {
+    const NAME: &'static str = "token";
 }
 
 impl<T: Named, S: Send + Sync> FromRequestParts<S> for Id<T> {

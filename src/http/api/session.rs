@@ -6,13 +6,14 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
+use milepost_schemas::{Metadata, Right};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::json as read_json;
-use crate::accounts;
+use crate::accounts::{self, LogInError, Visit};
 use crate::app::App;
-use crate::http::auth::{Actor, COOKIE_NAME, refuse_cross_origin, session_token};
+use crate::http::auth::{Actor, COOKIE_NAME, session_token, visit};
 use crate::http::problem::Problem;
 
 /// The body of `POST /api/login`.
@@ -25,11 +26,11 @@ pub struct LogIn {
 /// `POST /api/login {email,password}` → `{"success":true}` and the cookie.
 ///
 /// # Errors
-/// 401.
+/// 401; 429 after too many that failed.
 pub async fn log_in(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    refuse_cross_origin(request.method(), request.headers())?;
+    let (headers, extensions) = (request.headers().clone(), request.extensions().clone());
     let LogIn { email, password } = read_json(request).await?;
-    let token = check(&app, &email, &password).await?;
+    let token = check(&app, &email, &password, &visit(&app, &headers, &extensions)).await?;
     let mut response = Json(json!({"success": true})).into_response();
     response.headers_mut().insert(header::SET_COOKIE, cookie(&app, &token));
     Ok(response)
@@ -38,25 +39,29 @@ pub async fn log_in(State(app): State<Arc<App>>, request: Request) -> Result<Res
 /// Begins a session for whoever knows the password.
 ///
 /// # Errors
-/// 401.
-pub async fn check(app: &App, email: &str, password: &str) -> Result<String, Problem> {
-    let wrong = || Problem::unauthorised("The address or the password is wrong");
-    if password.len() > accounts::PASSWORD_BYTES_MAX {
-        return Err(wrong());
-    }
-    let session = accounts::log_in(app.log.database(), email, password, app.clock.now()).await?;
-    session.ok_or_else(wrong)
+/// As [`log_in`].
+pub async fn check(
+    app: &App,
+    email: &str,
+    password: &str,
+    visit: &Visit<'_>,
+) -> Result<String, Problem> {
+    let began = accounts::log_in(app.log.database(), email, password, visit).await;
+    began.map_err(|error| match error {
+        LogInError::Wrong => Problem::unauthorised("The address or the password is wrong"),
+        LogInError::Wait(left) => Problem::too_many(left),
+        LogInError::Database(error) => error.into(),
+    })
 }
 
 /// `POST /api/logout`.
 ///
 /// # Errors
-/// 403 from another site.
-pub async fn log_out(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    refuse_cross_origin(request.method(), request.headers())?;
-    leave(&app, request.headers()).await?;
+/// 503 when the database cannot be asked.
+pub async fn log_out(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Problem> {
+    leave(&app, &headers).await?;
     let mut response = Json(json!({"success": true})).into_response();
-    response.headers_mut().insert(header::SET_COOKIE, no_cookie());
+    response.headers_mut().insert(header::SET_COOKIE, no_cookie(&app));
     Ok(response)
 }
 
@@ -65,29 +70,44 @@ pub async fn log_out(State(app): State<Arc<App>>, request: Request) -> Result<Re
 /// # Errors
 /// 503 when the database cannot be asked.
 pub async fn leave(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
-    if let Some(token) = session_token(headers) {
-        accounts::log_out(app.log.database(), token).await?;
-    }
+    let Some(token) = session_token(headers) else { return Ok(()) };
+    let id = app.clock.id();
+    let metadata = Metadata {
+        actor: String::new(),
+        correlation_id: id,
+        causation_id: Some(format!("request:{id}")),
+        callback: None,
+    };
+    accounts::log_out(app.log.database(), token, app.clock.now(), metadata).await?;
     Ok(())
 }
 
-/// `GET /api/session`: who am I.
+/// `GET /api/session`: who am I, and what may I do.
 pub async fn show(actor: Actor) -> Json<Value> {
-    Json(json!({"actor": actor.name, "expires_at": actor.expires_at}))
+    let holder = &actor.holder;
+    let rights: Vec<_> = Right::ALL.iter().filter(|right| holder.may(**right)).collect();
+    Json(json!({
+        "actor": actor.name,
+        "email": actor.email(),
+        "role": holder.role,
+        "rights": rights,
+        "expires_at": holder.expires_at,
+    }))
 }
 
 /// The cookie of a new session.
 pub fn cookie(app: &App, token: &str) -> HeaderValue {
-    let secure = if app.config.is_https() { "; Secure" } else { "" };
-    let seconds = accounts::SESSION_DURATION.as_secs();
-    let text =
-        format!("{COOKIE_NAME}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{secure}");
-    text.parse().expect("a hex token is fit for a header")
+    set_cookie(app, token, accounts::SESSION_DURATION.as_secs())
 }
 
 /// What removes it.
-pub fn no_cookie() -> HeaderValue {
-    format!("{COOKIE_NAME}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
-        .parse()
-        .expect("a name is fit for a header")
+pub fn no_cookie(app: &App) -> HeaderValue {
+    set_cookie(app, "", 0)
+}
+
+fn set_cookie(app: &App, token: &str, seconds: i64) -> HeaderValue {
+    let secure = if app.config.is_https() { "; Secure" } else { "" };
+    let text =
+        format!("{COOKIE_NAME}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{secure}");
+    text.parse().expect("a hex token is fit for a header")
 }

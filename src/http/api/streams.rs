@@ -141,7 +141,7 @@ pub(super) fn stream(
 ) -> Response {
     let since = since(request);
     let subscription = Subscription::new(Arc::clone(app), wants, since);
-    respond(request, subscription, actor.expires_at)
+    respond(request, subscription, app.access.hold(&actor.holder))
 }
 
 /// Where a reader resumes. What is no cursor of any log counts as one of an unknown log.

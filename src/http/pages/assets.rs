@@ -18,8 +18,15 @@ pub struct Asset {
 }
 
 /// The style sheets, in the order pages name them.
-pub const SHEETS: [&str; 6] =
-    ["tokens.css", "layout.css", "board.css", "follow.css", "log.css", "projections.css"];
+pub const SHEETS: [&str; 7] = [
+    "tokens.css",
+    "layout.css",
+    "board.css",
+    "follow.css",
+    "log.css",
+    "projections.css",
+    "accounts.css",
+];
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -38,6 +45,7 @@ files! {
     "board.css": CSS,
     "follow.css": CSS,
     "log.css": CSS,
+    "accounts.css": CSS,
     "ansi.js": JAVASCRIPT,
     "app.js": JAVASCRIPT,
     "fill.js": JAVASCRIPT,

@@ -23,6 +23,9 @@ pub const SUMMARY_FIELDS: [&str; 11] = [
     "region",
 ];
 
+/// What stands between the parts of a summary.
+pub const PART: &str = " · ";
+
 /// The longest summary; the rest stands in the event itself.
 pub const SUMMARY_CHARS_MAX: usize = 120;
 
@@ -129,7 +132,7 @@ pub fn summary(data: &Value) -> String {
             _ => None,
         })
         .collect();
-    said.join(" · ").chars().take(SUMMARY_CHARS_MAX).collect()
+    said.join(PART).chars().take(SUMMARY_CHARS_MAX).collect()
 }
 
 /// A page of events, the newest first.

@@ -7,29 +7,30 @@ use askama::Template;
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequest as _, Path, Query, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use milepost_projections::answers::{InstanceAnswer, JobAnswer, NodeAnswer};
 use milepost_projections::node::Nodes;
-use milepost_projections::{Job, Subject};
+use milepost_projections::{Job, Pause, Subject};
 use milepost_schemas::event::Switch;
-use milepost_schemas::{AgentId, JobId, NodeId, Position, StreamId};
+use milepost_schemas::{AgentId, JobId, NodeId, Position, Right, StreamId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::event_row::PART;
 use super::{
     AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, NodePage, NodesPage,
-    OverviewPage, Place, ProblemPage, ProjectionsPage, assets,
+    OverviewPage, Place, ProblemPage, ProjectionsPage, account_handlers, assets,
 };
-use crate::accounts;
+use crate::accounts::{self, People, Visit};
 use crate::app::App;
 use crate::domain::node::NewNode;
 use crate::http::api::projections::{self, Asked};
 use crate::http::api::{Id, agents, jobs, nodes, queue, session};
-use crate::http::auth::{Actor, Visitor, refuse_cross_origin};
+use crate::http::auth::{Actor, Visitor, is_from_elsewhere, visit};
 use crate::http::problem::Problem;
-use crate::http::{BODY_BYTES_MAX, read_body};
+use crate::http::{BODY_BYTES_MAX, is_for_programs, read_body};
 use crate::log::{Committed, EventFilter};
 use crate::views::{RowRange, read_log_rows, streams_of_agent, streams_of_node};
 
@@ -38,6 +39,9 @@ const EVENTS_SHOWN: usize = 200;
 
 /// Rows of a log a page shows without scripts; with them, all are there.
 const LOG_ROWS_SHOWN: usize = 200;
+
+/// People whose addresses a page carries along; others are called by their ids.
+const PEOPLE_ON_PAGE_MAX: usize = 200;
 
 /// The routes of all pages.
 pub fn routes() -> Router<Arc<App>> {
@@ -61,6 +65,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/login", get(login).post(log_in))
         .route("/logout", post(log_out))
         .route("/assets/{*path}", get(asset))
+        .merge(account_handlers::routes())
 }
 
 /// A problem as a page: people get words, not JSON.
@@ -79,6 +84,8 @@ impl IntoResponse for Trouble {
         let frame = Frame {
             title: title.to_owned(),
             account: None,
+            rights: Vec::new(),
+            people: Vec::new(),
             epoch: 0,
             position: 0,
             now: crate::app::Clock.now(),
@@ -90,7 +97,7 @@ impl IntoResponse for Trouble {
     }
 }
 
-fn html(page: &impl Template) -> Response {
+pub(super) fn html(page: &impl Template) -> Response {
     match page.render() {
         Ok(text) => Html(text).into_response(),
         Err(error) => {
@@ -100,10 +107,20 @@ fn html(page: &impl Template) -> Response {
     }
 }
 
-fn frame(app: &App, actor: Option<&Actor>, title: String, position: Position) -> Frame {
+pub(super) fn frame(app: &App, actor: Option<&Actor>, title: String, position: Position) -> Frame {
+    let may = |right: &Right| actor.is_some_and(|actor| actor.holder.may(*right));
+    let rights: Vec<_> = Right::ALL.iter().copied().filter(may).collect();
+    let mut people = Vec::new();
+    if rights.contains(&Right::Events) {
+        people = app.access.people().all();
+        people.truncate(PEOPLE_ON_PAGE_MAX);
+    }
     Frame {
         title,
-        account: actor.and_then(Actor::email).map(str::to_owned),
+        // A program that reads pages is called by its name.
+        account: actor.map(|actor| actor.email().unwrap_or(&actor.name).to_owned()),
+        rights,
+        people,
         epoch: app.log.feed().epoch(),
         position: position.0,
         now: app.clock.now(),
@@ -125,7 +142,9 @@ async fn overview(
     // The stream goes on from here: what the rows do not hold yet must come by it.
     let frame = frame(&app, Some(&actor), "Overview".to_owned(), head.min(whole));
     let callback_url = format!("{}/api/webhooks/github", app.config.public_url);
-    Ok(html(&OverviewPage::new(frame, &agents, &usual, queue.paused, callback_url)))
+    let people = app.access.people();
+    let paused = queue.paused.map(|pause| Pause { by: people.say(&pause.by), ..pause });
+    Ok(html(&OverviewPage::new(frame, &agents, &usual, paused, callback_url)))
 }
 
 /// The query of a page with events.
@@ -173,7 +192,10 @@ async fn job(
     let log = log(&app, id).await?;
     let usual = app.views.usual().await?;
     let frame = frame(&app, Some(&actor), format!("{name}: job"), head);
-    Ok(html(&JobPage::new(frame, name, &JobAnswer::of(&job), &usual, log, events)))
+    let mut answer = JobAnswer::of(&job);
+    let people = app.access.people();
+    answer.cancelled_by = answer.cancelled_by.map(|by| people.say(&by));
+    Ok(html(&JobPage::new(frame, name, &answer, &usual, log, events)))
 }
 
 /// The end of a job's log.
@@ -364,11 +386,12 @@ async fn events(
     let mut events = app.log.read_newest(&filter, upto, EVENTS_SHOWN + 1).await?;
     let older = events.len() > EVENTS_SHOWN;
     events.truncate(EVENTS_SHOWN);
-    let rows = events.iter().map(row).collect::<Result<_, _>>()?;
+    let people = app.access.people();
+    let rows = events.iter().map(|event| row(event, &people)).collect::<Result<_, _>>()?;
     Ok(EventList { rows, older, before })
 }
 
-fn row(event: &Committed) -> Result<EventRow, Problem> {
+fn row(event: &Committed, people: &People) -> Result<EventRow, Problem> {
     let unreadable = |error: serde_json::Error| {
         let detail = format!("event {} cannot be read: {error}", event.position);
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "unreadable", "Unreadable", detail)
@@ -382,7 +405,11 @@ fn row(event: &Committed) -> Result<EventRow, Problem> {
         version: event.version,
         recorded_at: event.recorded_at,
     };
-    Ok(EventRow::new(place, event.type_name(), &data, &metadata))
+    let mut row = EventRow::new(place, event.type_name(), &data, &metadata);
+    row.actor = people.say(&row.actor);
+    row.summary =
+        row.summary.split(PART).map(|part| people.say(part)).collect::<Vec<_>>().join(PART);
+    Ok(row)
 }
 
 #[derive(Deserialize)]
@@ -454,40 +481,63 @@ struct LogIn {
 async fn login(
     State(app): State<Arc<App>>,
     query: Result<Query<LogIn>, QueryRejection>,
+    request: Request,
 ) -> Result<Response, Trouble> {
     let Query(query) = query?;
     let next = local(query.next.as_deref());
     let Some(once) = query.once else { return Ok(login_page(&app, None, next)) };
-    let token = accounts::use_link(app.log.database(), &once, app.clock.now()).await?;
+    // A link that another site opens might be the other's own: it takes a person's hand.
+    if is_from_elsewhere(request.headers()) {
+        let frame = frame(&app, None, "Log in".to_owned(), Position::START);
+        return Ok(html(&LoginPage::by_hand(frame, once, next)));
+    }
+    let visit = visit(&app, request.headers(), request.extensions());
+    use_link(&app, &once, &visit, &next).await
+}
+
+async fn use_link(
+    app: &App,
+    once: &str,
+    visit: &Visit<'_>,
+    next: &str,
+) -> Result<Response, Trouble> {
+    let token = accounts::use_link(app.log.database(), once, visit).await?;
     if let Some(token) = token {
-        Ok(enter(&app, &token, &next))
+        Ok(enter(app, &token, next))
     } else {
         let used = "This link has been used, or is too old. Log in with your password.";
-        Ok(login_page(&app, Some(used.to_owned()), next))
+        Ok(login_page(app, Some(used.to_owned()), next.to_owned()))
     }
 }
 
 async fn log_in(State(app): State<Arc<App>>, request: Request) -> Result<Response, Trouble> {
-    refuse_cross_origin(request.method(), request.headers())?;
-    let LogIn { next, email, password, .. } = form(request).await?;
+    let (headers, extensions) = (request.headers().clone(), request.extensions().clone());
+    let LogIn { once, next, email, password } = form(request).await?;
     let next = local(next.as_deref());
+    let visit = visit(&app, &headers, &extensions);
+    if let Some(once) = once {
+        return use_link(&app, &once, &visit, &next).await;
+    }
     let (email, password) = (email.unwrap_or_default(), password.unwrap_or_default());
-    match session::check(&app, &email, &password).await {
+    match session::check(&app, &email, &password, &visit).await {
         Ok(token) => Ok(enter(&app, &token, &next)),
-        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED => {
-            let mut page = login_page(&app, Some(problem.words().1.to_owned()), next);
-            *page.status_mut() = StatusCode::UNAUTHORIZED;
-            Ok(page)
-        }
-        Err(problem) => Err(problem.into()),
+        Err(problem) => match problem.status() {
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS) => {
+                let mut page = login_page(&app, Some(problem.words().1.to_owned()), next);
+                *page.status_mut() = status;
+                let headers = page.headers_mut();
+                headers.extend(problem.retry_after().map(|wait| (header::RETRY_AFTER, wait)));
+                Ok(page)
+            }
+            _ => Err(problem.into()),
+        },
     }
 }
 
-async fn log_out(State(app): State<Arc<App>>, request: Request) -> Result<Response, Trouble> {
-    refuse_cross_origin(request.method(), request.headers())?;
-    session::leave(&app, request.headers()).await?;
+async fn log_out(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Trouble> {
+    session::leave(&app, &headers).await?;
     let mut response = Redirect::to("/login").into_response();
-    response.headers_mut().insert(header::SET_COOKIE, session::no_cookie());
+    response.headers_mut().insert(header::SET_COOKIE, session::no_cookie(&app));
     Ok(response)
 }
 
@@ -513,7 +563,7 @@ fn local(next: Option<&str>) -> String {
     next.filter(plain).unwrap_or("/").to_owned()
 }
 
-async fn form<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
+pub(super) async fn form<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
     let headers = request.headers().clone();
     let body = read_body(request, BODY_BYTES_MAX).await?;
     let mut request = Request::post("/").body(body.into()).expect("it has no parts that can fail");
@@ -535,7 +585,7 @@ async fn asset(Path(path): Path<String>) -> Result<Response, Trouble> {
 
 /// What no route takes: JSON under `/api`, a page elsewhere.
 pub async fn not_found(request: Request) -> Response {
-    if is_for_programs(&request) {
+    if is_for_programs(request.uri().path()) {
         return Problem::not_found("resource").into_response();
     }
     Trouble(Problem::not_found("page")).into_response()
@@ -543,13 +593,8 @@ pub async fn not_found(request: Request) -> Response {
 
 /// What a route takes with other methods only; in the same forms.
 pub async fn not_allowed(request: Request) -> Response {
-    if is_for_programs(&request) {
+    if is_for_programs(request.uri().path()) {
         return Problem::not_allowed().into_response();
     }
     Trouble(Problem::not_allowed()).into_response()
-}
-
-fn is_for_programs(request: &Request) -> bool {
-    let path = request.uri().path();
-    path.starts_with("/api/") || matches!(path, "/healthz" | "/readyz" | "/metrics")
 }

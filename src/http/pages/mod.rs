@@ -5,6 +5,8 @@
 //! the stream and fill the same markup: what changes has a `data-slot`, words come from the table
 //! of [`words`], and what can appear later is rendered once into a `<template>`.
 
+pub mod account;
+mod account_handlers;
 pub mod agent;
 pub mod ansi;
 pub mod assets;
@@ -29,7 +31,9 @@ pub mod words;
 use jiff::Timestamp;
 use milepost_projections::steps::COUNT;
 use milepost_projections::usual::UsualDuration;
+use milepost_schemas::Right;
 
+pub use account::{AccountPage, AccountsPage};
 pub use agent::AgentPage;
 pub use event_row::{EventList, EventRow, Place};
 pub use handlers::{Trouble, not_allowed, not_found, routes};
@@ -58,6 +62,10 @@ pub struct Frame {
     pub title: String,
     /// The e-mail address of who is signed in.
     pub account: Option<String>,
+    /// What they may do; the rest is not on the page, and the server refuses it.
+    pub rights: Vec<Right>,
+    /// Who people are, for a page that follows events.
+    pub people: Vec<(String, String)>,
     /// The log's epoch.
     pub epoch: i64,
     /// The position of the log the page was rendered at.
@@ -71,6 +79,26 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// Whether whoever reads the page may change jobs, agents, nodes and the queue.
+    fn operates(&self) -> bool {
+        self.rights.contains(&Right::Operate)
+    }
+
+    /// Whether they may read events.
+    fn reads_events(&self) -> bool {
+        self.rights.contains(&Right::Events)
+    }
+
+    /// Whether they may see who may do what.
+    fn audits(&self) -> bool {
+        self.rights.contains(&Right::Audit)
+    }
+
+    /// Whether they may change who may do what.
+    fn administers(&self) -> bool {
+        self.rights.contains(&Right::Administer)
+    }
+
     fn now_ms(&self) -> i64 {
         self.now.as_millisecond()
     }
@@ -126,6 +154,11 @@ mod tests {
             ("nodes-empty".into(), NodesPage::sample(true).render().unwrap()),
             ("projections".into(), ProjectionsPage::sample(false).render().unwrap()),
             ("projections-trouble".into(), ProjectionsPage::sample(true).render().unwrap()),
+            ("account".into(), AccountPage::sample().render().unwrap()),
+            ("accounts".into(), AccountsPage::sample(true).render().unwrap()),
+            ("accounts-auditor".into(), AccountsPage::sample(false).render().unwrap()),
+            ("overview-viewer".into(), OverviewPage::of_viewer().render().unwrap()),
+            ("agent-viewer".into(), samples::agent_of_viewer().render().unwrap()),
             ("login".into(), LoginPage::sample(false).render().unwrap()),
             ("login-refused".into(), LoginPage::sample(true).render().unwrap()),
         ];
@@ -161,6 +194,22 @@ mod tests {
             }
         }
         pages
+    }
+
+    #[test]
+    fn a_page_offers_nobody_what_they_may_not_do() {
+        let (overview, agent) = (OverviewPage::of_viewer(), samples::agent_of_viewer());
+        for page in [overview.render().unwrap(), agent.render().unwrap()] {
+            let forms: Vec<_> = page.split("<form").skip(1).collect();
+            // To log out, and to close the help.
+            assert_eq!(forms.len(), 2, "{forms:?}");
+            assert!(!page.contains("data-live"), "a viewer follows no events");
+            assert!(!page.contains("href=\"/accounts\""));
+        }
+        let auditor = AccountsPage::sample(false).render().unwrap();
+        assert_eq!(auditor.matches("<form").count(), 2);
+        assert!(!auditor.contains("192.0.2.7"), "where people are");
+        assert!(AccountsPage::sample(true).render().unwrap().matches("<form").count() > 10);
     }
 
     /// The steps of a page: `data-step` and `data-status` of each element that has either.

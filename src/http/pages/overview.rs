@@ -55,6 +55,8 @@ struct Row {
     at: Moment,
     standing: Standing,
     steps: Vec<StepView>,
+    /// Whether whoever reads the page may order a server.
+    operates: bool,
 }
 
 impl OverviewPage {
@@ -110,6 +112,7 @@ impl Row {
             at: Moment::of(updated_at.max(agent.updated_at), now),
             standing: Standing::of_agent(answer, usual, now),
             steps: steps::views(&answer.steps, usual, now),
+            operates: frame.operates(),
         }
     }
 

@@ -14,8 +14,8 @@ use milepost_schemas::event::{
     WorkflowDispatched,
 };
 use milepost_schemas::{
-    AgentId, Attempt, CallbackEvidence, Event, InstanceId, JobId, Metadata, NodeId, Position,
-    SignatureForm, StreamId,
+    AccountId, AgentId, Attempt, CallbackEvidence, Event, InstanceId, JobId, Metadata, NodeId,
+    Position, Right, Role, SessionId, SignatureForm, StreamId, TokenId,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -25,9 +25,12 @@ use crate::views::{
     RebuildStatus,
 };
 
+use crate::accounts::{AccountRow, SessionRow, TokenRow};
+use crate::domain::access::READING;
+
 use super::{
-    AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, NodesPage, OverviewPage,
-    Place, ProblemPage, ProjectionsPage, Usual,
+    AccountPage, AccountsPage, AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage,
+    NodesPage, OverviewPage, Place, ProblemPage, ProjectionsPage, Usual,
 };
 
 /// The time of every sample.
@@ -46,6 +49,8 @@ pub fn frame(title: &str) -> Frame {
     Frame {
         title: title.into(),
         account: Some("night@example.org".into()),
+        rights: Right::ALL.to_vec(),
+        people: Vec::new(),
         epoch: 1_785_000_000,
         position: 18_240,
         now: now(),
@@ -575,6 +580,12 @@ impl OverviewPage {
         Self::new(frame, agents, &usual(), None, callback_url)
     }
 
+    /// As a viewer sees it.
+    pub fn of_viewer() -> Self {
+        let answers: Vec<_> = stories().iter().map(|(_, story)| story.answer()).collect();
+        Self::new(viewer("Agents"), &answers, &usual(), None, String::new())
+    }
+
     /// While somebody has stopped the queue.
     pub fn paused() -> Self {
         let pause = Pause {
@@ -625,6 +636,85 @@ pub fn nodes() -> Vec<(&'static str, NodeAnswer)> {
         (name, node)
     };
     states.into_iter().enumerate().map(node).collect()
+}
+
+/// What somebody sees who may do no more than that.
+pub fn viewer(title: &str) -> Frame {
+    Frame { rights: vec![Right::See], ..frame(title) }
+}
+
+/// An agent's page as a viewer sees it.
+pub fn agent_of_viewer() -> AgentPage {
+    let (_, story) = stories().into_iter().find(|(name, _)| *name == "second-attempt").unwrap();
+    let events = EventList { rows: story.rows.clone(), older: false, before: None };
+    let (answer, job) = (story.answer(), story.job_answer());
+    let frame = viewer("mari");
+    AgentPage::new(frame, &answer, job.as_ref(), &usual(), LogView::default(), events)
+}
+
+fn sessions() -> Vec<SessionRow> {
+    let row = |id: u128, email: &str, ago: i64, user_agent: &str| SessionRow {
+        id: SessionId(Uuid::from_u128(id)),
+        account_id: AccountId(Uuid::from_u128(1)),
+        email: email.into(),
+        created_at: now() - SignedDuration::from_mins(ago),
+        last_used_at: Some(now() - SignedDuration::from_mins(ago / 2)),
+        expires_at: now() + SignedDuration::from_mins(1_440 - ago),
+        address: Some("192.0.2.7".into()),
+        user_agent: Some(user_agent.into()),
+    };
+    let browser = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
+    vec![row(1, "night@example.org", 12, browser), row(2, "ada@example.org", 700, "<script>curl")]
+}
+
+impl AccountPage {
+    /// One's own account, just after a change.
+    pub fn sample() -> Self {
+        let (own, email) = (SessionId(Uuid::from_u128(1)), "night@example.org".into());
+        let done = Some("The password was changed, and your other sessions have ended.");
+        Self::new(frame("Your account"), email, Role::Admin, &sessions(), own, done)
+    }
+}
+
+impl AccountsPage {
+    /// As an admin sees it who has just made a token, or as an auditor does.
+    pub fn sample(admin: bool) -> Self {
+        let account = |id: u128, email: &str, role, disabled: bool| AccountRow {
+            id: AccountId(Uuid::from_u128(id)),
+            email: email.into(),
+            role,
+            disabled_at: disabled.then(|| now() - SignedDuration::from_hours(3)),
+            created_at: now() - SignedDuration::from_hours(300),
+        };
+        let accounts = [
+            account(1, "night@example.org", Role::Admin, false),
+            account(
+                2,
+                "a-rather-long-address.of-somebody@department.example.org",
+                Role::Auditor,
+                false,
+            ),
+            account(3, "gone@example.org", Role::Operator, true),
+        ];
+        let token = |id: u128, name: &str, role, scopes: &[Right]| TokenRow {
+            id: TokenId(Uuid::from_u128(id)),
+            name: name.into(),
+            role,
+            scopes: scopes.to_vec(),
+            created_at: now() - SignedDuration::from_hours(40),
+            expires_at: (id == 2).then(|| now() + SignedDuration::from_hours(100)),
+            last_used_at: (id == 1).then(|| now() - SignedDuration::from_mins(4)),
+        };
+        let tokens =
+            [token(1, "deploy", Role::Operator, &[]), token(2, "graphs", Role::Admin, &READING)];
+        let made =
+            admin.then(|| ("deploy".to_owned(), format!("mp_{}", "0123456789abcdef".repeat(4))));
+        let rights = if admin { Right::ALL.to_vec() } else { READING.to_vec() };
+        let frame = Frame { rights, ..frame("Accounts") };
+        let sessions = if admin { sessions() } else { Vec::new() };
+        let own = Some(SessionId(Uuid::from_u128(1)));
+        Self::new(frame, &accounts, &tokens, &sessions, own, made)
+    }
 }
 
 impl NodesPage {

@@ -44,12 +44,12 @@ impl Server {
         Self::start_in(data_dir(), options).await
     }
 
-    /// Another node of the same service: the same database, the same secrets.
+    /// Another node of the same service: the same database, secrets and settings.
     pub async fn beside(other: &Self) -> Self {
         let dir = data_dir();
         std::fs::copy(other.dir().join("secrets.json"), dir.path().join("secrets.json")).unwrap();
-        let database_url = Some(other.database_url());
-        Self::start_in(dir, Options { database_url, ..Options::default() }).await
+        let (database_url, env) = (Some(other.database_url()), other.options.env.clone());
+        Self::start_in(dir, Options { database_url, env, ..Options::default() }).await
     }
 
     async fn start_in(dir: TempDir, mut options: Options) -> Self {

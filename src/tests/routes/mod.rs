@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::harness::{Answer, Server};
 
+mod accounts;
 mod agents;
 mod documents;
 mod events;

@@ -10,6 +10,14 @@ for (const entry of document.getElementById("words")?.content.children ?? []) {
 /** The word for a key; the table is words.rs, carried along by the page. */
 export const word = (key) => words.get(key) ?? "";
 
+const people = new Map();
+for (const entry of document.getElementById("people")?.content.children ?? []) {
+  people.set(entry.getAttribute("value"), entry.textContent);
+}
+
+/** Who did something, by the name people know them by; events have an id. */
+export const who = (actor) => people.get(actor) ?? actor;
+
 export const slot = (root, name) => root.querySelector(`[data-slot="${name}"]`);
 
 export function text(element, value) {
@@ -278,15 +286,15 @@ export function fillEvent(element, event, fields) {
   attribute(slot(element, "position"), "href", `#${anchor}`);
   text(slot(element, "position"), `#${number(event.position)}`);
   text(slot(element, "kind"), event.type);
-  const summary = fields.map((field) => data[field]).filter(plain).join(" · ");
+  const summary = fields.map((field) => data[field]).filter(plain).map(who).join(" · ");
   text(slot(element, "summary"), [...summary].slice(0, SUMMARY_CHARS_MAX).join(""));
   show(slot(element, "signed"), metadata.key_id);
-  text(slot(element, "actor"), metadata.actor);
+  text(slot(element, "actor"), who(metadata.actor));
   setMoment(slot(element, "at").querySelector(".moment"), event.recorded_at);
   text(slot(element, "id"), `${event.epoch}-${event.position}`);
   text(slot(element, "stream"), event.stream);
   text(slot(element, "version"), event.version);
-  text(slot(element, "cause"), metadata.actor);
+  text(slot(element, "cause"), who(metadata.actor));
   text(slot(element, "form"), metadata.signature_form);
   pair(element, "key", metadata.key_id);
   pair(element, "delivery", metadata.delivery_id);

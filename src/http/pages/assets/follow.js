@@ -1,6 +1,6 @@
 // The page of an agent, a node or a job follows it: its line, its attempts, its facts and its events.
 
-import { announce, attribute, copy, fillAttempt, fillEvent, fillStanding, overdueAfter, slot, text, word } from "./fill.js";
+import { announce, attribute, copy, fillAttempt, fillEvent, fillStanding, overdueAfter, slot, text, who, word } from "./fill.js";
 import { full } from "./format.js";
 import { ofAgent, ofJob } from "./standing.js";
 import { subscribe } from "./stream.js";
@@ -104,7 +104,7 @@ class Follow extends HTMLElement {
       this.#fact(key, at && full(Date.parse(at)));
     }
     this.#fact("locked-by", job.locked_by);
-    this.#fact("cancelled-by", job.cancelled_by);
+    this.#fact("cancelled-by", job.cancelled_by && who(job.cancelled_by));
     if (!this.dataset.agent) this.#stand();
   }
 

@@ -94,7 +94,8 @@ class Overview extends HTMLElement {
     attribute(slot(row, "position"), "href", `${page}#e${answer.position}`);
     const updated = [agent.updated_at, instance?.updated_at].filter(Boolean).map(Date.parse);
     setMoment(slot(row, "at").querySelector(".moment"), new Date(Math.max(...updated)).toISOString());
-    attribute(slot(row, "provision"), "action", `${page}/provision`);
+    const provision = slot(row, "provision");
+    if (provision) attribute(provision, "action", `${page}/provision`);
     fillSteps(row.querySelector(".bar"), answer.steps);
     this.#stand(row, answer);
   }
