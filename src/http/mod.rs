@@ -1,6 +1,7 @@
 //! HTTP: routes, who may use them, their limits, and their answers.
 
 pub mod api;
+pub mod at;
 pub mod auth;
 pub mod pages;
 pub mod problem;
@@ -54,7 +55,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/api/queue", &["get"]),
     ("/api/queue/pause", &["post"]),
     ("/api/queue/resume", &["post"]),
+    ("/api/diff", &["get"]),
     ("/api/events", &["get"]),
+    ("/api/events/{position}", &["get"]),
     ("/api/events/stream", &["get"]),
     ("/api/stream", &["get"]),
     ("/api/metrics", &["get"]),
@@ -90,7 +93,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/queue", get(api::queue::show))
         .route("/api/queue/pause", post(api::queue::pause))
         .route("/api/queue/resume", post(api::queue::resume))
+        .route("/api/diff", get(api::diff::show))
         .route("/api/events", get(api::events::list))
+        .route("/api/events/{position}", get(api::events::show))
         .route("/api/events/stream", get(api::streams::events))
         .route("/api/stream", get(api::streams::page))
         .route("/api/metrics", get(api::metrics::counts))

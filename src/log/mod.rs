@@ -1,12 +1,13 @@
 //! The event log: append with group commit, read in ranges, follow as it grows.
 //!
-//! Everything is in three files and one SQL function. [`append`] is the only way in;
+//! Everything is in four files and one SQL function. [`append`] is the only way in;
 //! [`follow`] gives every committed event, once and in order, to this process; [`read`] answers
-//! from the tables.
+//! from the tables, and [`past`] from the tables as they were, or in search of something.
 
 mod append;
 mod connect;
 mod follow;
+mod past;
 mod read;
 
 use std::io::Write as _;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use append::{AppendError, Appended, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, QUEUE_ITEMS_MAX};
 pub use connect::{Database, DatabaseError};
 pub use follow::{Feed, RING_BYTES_MAX, RING_EVENTS_MAX, Since};
+pub use past::{Birth, Direction, Found, SCAN_EVENTS_MAX, Search};
 pub use read::{EventFilter, READ_EVENTS_MAX};
 
 use crate::metrics::Metrics;

@@ -1,7 +1,9 @@
 //! What the log means, kept ready in tables for lists; and read from the log itself for one
 //! thing, so that an answer about one agent or job is as fresh as the database on every node.
 
+pub mod diff;
 mod job_log;
+pub mod past;
 mod runner;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,12 +49,19 @@ pub struct Views {
     database: Database,
     wanted: Arc<watch::Sender<Position>>,
     usual: Arc<Mutex<Option<KeptUsual>>>,
+    /// What was counted at positions of the past.
+    pub kept: past::Kept,
 }
 
 impl Views {
     /// A handle on the tables.
     pub fn new(database: Database) -> Self {
-        Self { database, wanted: Arc::default(), usual: Arc::default() }
+        Self {
+            database,
+            wanted: Arc::default(),
+            usual: Arc::default(),
+            kept: past::Kept::default(),
+        }
     }
 
     /// All agents, as [`Self::rows`] has them.

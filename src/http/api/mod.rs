@@ -1,6 +1,7 @@
 //! The API: one file a resource.
 
 pub mod agents;
+pub mod diff;
 pub mod events;
 pub mod health;
 pub mod job_log;

@@ -174,7 +174,7 @@ async fn job(
 
 /// The end of a job's log.
 async fn log(app: &App, job: JobId) -> Result<LogView, Problem> {
-    let page = read_log_rows(&app.log, job, RowRange::Newest, LOG_ROWS_SHOWN).await?;
+    let page = read_log_rows(&app.log, job, RowRange::Newest, LOG_ROWS_SHOWN, None).await?;
     Ok(LogView::new(job.to_string(), page.total, &page.lines))
 }
 
