@@ -151,7 +151,11 @@ async fn touched(
     }
 }
 
-async fn compare(
+/// What changed of one thing; `None` where nothing did.
+///
+/// # Errors
+/// [`ExecuteError`] when the log cannot be read.
+pub async fn compare(
     log: &Log,
     thing: Thing,
     old: Position,

@@ -18,7 +18,8 @@ pub struct Asset {
 }
 
 /// The style sheets, in the order pages name them.
-pub const SHEETS: [&str; 5] = ["tokens.css", "layout.css", "board.css", "follow.css", "log.css"];
+pub const SHEETS: [&str; 6] =
+    ["tokens.css", "layout.css", "board.css", "follow.css", "log.css", "ledger.css"];
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -37,17 +38,22 @@ files! {
     "board.css": CSS,
     "follow.css": CSS,
     "log.css": CSS,
+    "ledger.css": CSS,
     "ansi.js": JAVASCRIPT,
     "app.js": JAVASCRIPT,
+    "events.js": JAVASCRIPT,
     "fill.js": JAVASCRIPT,
     "follow.js": JAVASCRIPT,
     "format.js": JAVASCRIPT,
+    "integrity.js": JAVASCRIPT,
     "keys.js": JAVASCRIPT,
     "log.js": JAVASCRIPT,
+    "merkle.js": JAVASCRIPT,
     "nodes.js": JAVASCRIPT,
     "overview.js": JAVASCRIPT,
     "standing.js": JAVASCRIPT,
     "stream.js": JAVASCRIPT,
+    "travel.js": JAVASCRIPT,
     "favicon.svg": SVG,
 }
 

@@ -9,9 +9,13 @@ pub mod agent;
 pub mod ansi;
 pub mod assets;
 pub mod attempt;
+pub mod diff;
+pub mod event;
 pub mod event_row;
+pub mod events;
 pub mod format;
 mod handlers;
+pub mod integrity;
 pub mod job;
 pub mod log;
 pub mod login;
@@ -29,8 +33,14 @@ use jiff::Timestamp;
 use milepost_projections::steps::COUNT;
 use milepost_projections::usual::UsualDuration;
 
+use format::Moment;
+
 pub use agent::AgentPage;
+pub use diff::DiffPage;
+pub use event::EventPage;
 pub use event_row::{EventList, EventRow, Place};
+pub use events::EventsPage;
+pub use integrity::IntegrityPage;
 pub use handlers::{Trouble, not_allowed, not_found, routes};
 pub use job::JobPage;
 pub use log::LogView;
@@ -66,6 +76,17 @@ pub struct Frame {
     pub rehearsal: bool,
     /// Whether this server undoes what attempts leave behind.
     pub undoes: bool,
+    /// Where it was looked from, when the page shows what was and not what is.
+    pub past: Option<PastFrame>,
+}
+
+/// What a page of the past says of itself.
+#[derive(Clone, Debug)]
+pub struct PastFrame {
+    /// Where the log ended when the page was made.
+    pub head: u64,
+    /// What the page is about, as `/diff` takes it: `&agent=…`; nothing where it is about all.
+    pub scope: String,
 }
 
 impl Frame {
@@ -79,6 +100,26 @@ impl Frame {
 
     fn position_text(&self) -> String {
         format::number(self.position)
+    }
+
+    /// What a link to another page carries along: nothing, or the place in the log.
+    fn query(&self) -> String {
+        self.past.as_ref().map(|_| format!("?at={}", self.position)).unwrap_or_default()
+    }
+
+    /// The same behind another parameter.
+    fn and_at(&self) -> String {
+        self.past.as_ref().map(|_| format!("&at={}", self.position)).unwrap_or_default()
+    }
+
+    /// The time of a page of the past, with its day.
+    fn moment(&self) -> Moment {
+        Moment { text: format::full(self.now), ..Moment::of(self.now, self.now) }
+    }
+
+    /// The newest position that can be gone back to.
+    fn newest(&self) -> u64 {
+        self.past.as_ref().map_or(self.position, |past| past.head)
     }
 }
 

@@ -55,6 +55,7 @@ struct Row {
     at: Moment,
     standing: Standing,
     steps: Vec<StepView>,
+    query: String,
 }
 
 impl OverviewPage {
@@ -110,6 +111,7 @@ impl Row {
             at: Moment::of(updated_at.max(agent.updated_at), now),
             standing: Standing::of_agent(answer, usual, now),
             steps: steps::views(&answer.steps, usual, now),
+            query: frame.query(),
         }
     }
 

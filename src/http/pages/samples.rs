@@ -44,6 +44,7 @@ pub fn frame(title: &str) -> Frame {
         now: now(),
         rehearsal: false,
         undoes: true,
+        past: None,
     }
 }
 
@@ -399,7 +400,7 @@ impl Story {
 
     fn events(&self) -> EventList {
         let rows = self.rows.iter().rev().cloned().collect();
-        EventList { rows, older: true, before: None }
+        EventList { rows, older: true, before: None, and_at: String::new() }
     }
 
     /// What the runs of a job that has been heard of have printed.
