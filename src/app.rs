@@ -14,6 +14,7 @@ use crate::clients::github::Github;
 use crate::config::Config;
 use crate::execute::{JobCache, JobLogCache};
 use crate::intake::Redactor;
+use crate::ledger::{self, KeyFile};
 use crate::log::{Database, DatabaseError, Log};
 use crate::metrics::Metrics;
 use crate::push::{self, Hub};
@@ -79,10 +80,13 @@ impl App {
         }))
     }
 
-    /// Starts what goes on beside requests: states, views, work.
+    /// Starts what goes on beside requests: states, views, seals, work.
     pub fn start(self: &Arc<Self>) {
         push::start_states(Arc::clone(self));
         views::start(Arc::clone(self));
+        if let Some(path) = &self.config.seal_key_file {
+            ledger::seal::start(Arc::clone(self), KeyFile::new(path.clone()));
+        }
         work::start(Arc::clone(self), format!("{}@{}", std::process::id(), self.config.listen));
     }
 }

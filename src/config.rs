@@ -141,6 +141,10 @@ pub struct Config {
     /// The accounts that servers are made in, and how they are kept tidy: see [`Cloud`]. Without
     /// `HCLOUD_TOKEN` nothing is undone here.
     pub cloud: Option<Cloud>,
+    /// `MILEPOST_SEAL_KEY_FILE`: the keys that checkpoints of the log are signed with, made at first
+    /// use; without it this process seals nothing. `dev` has it in its data directory. Never in the
+    /// database: whoever changes the log there could sign what they changed.
+    pub seal_key_file: Option<PathBuf>,
 }
 
 /// How often servers and devices are looked through, in seconds.
@@ -473,6 +477,9 @@ impl Config {
                 ansible: Ansible::from_env(&get),
                 limits,
                 cloud,
+                seal_key_file: get("MILEPOST_SEAL_KEY_FILE")
+                    .filter(|path| !path.is_empty())
+                    .map(PathBuf::from),
             }),
             _ => Err(ConfigError(wrong)),
         }
@@ -492,6 +499,7 @@ impl Config {
             ansible: Ansible::from_env(&|_| None),
             limits: Limits::default(),
             cloud: None,
+            seal_key_file: None,
         }
     }
 

@@ -12,6 +12,7 @@ pub mod domain;
 pub mod execute;
 pub mod http;
 pub mod intake;
+pub mod ledger;
 pub mod log;
 pub mod metrics;
 pub mod migrate;

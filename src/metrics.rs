@@ -59,6 +59,10 @@ pub struct Metrics {
     pub dispatches: Counter,
     /// The log's size.
     pub log_position: Gauge<f64, AtomicU64>,
+    /// The size of the last checkpoint this process signed.
+    pub log_sealed_position: Gauge<f64, AtomicU64>,
+    /// 1 while this process refuses to seal, for the log contradicts what was signed.
+    pub seal_refused: Gauge,
 }
 
 impl Metrics {
@@ -86,6 +90,8 @@ impl Metrics {
             jobs_active: Gauge::default(),
             dispatches: Counter::default(),
             log_position: Gauge::default(),
+            log_sealed_position: Gauge::default(),
+            seal_refused: Gauge::default(),
         };
         metrics.register();
         Arc::new(metrics)
@@ -140,6 +146,16 @@ impl Metrics {
         registry.register("jobs_active", "Jobs that have not ended", self.jobs_active.clone());
         registry.register("dispatches", "Attempts dispatched", self.dispatches.clone());
         registry.register("log_position", "The size of the log", self.log_position.clone());
+        registry.register(
+            "log_sealed_position",
+            "The size of the last checkpoint signed by this process",
+            self.log_sealed_position.clone(),
+        );
+        registry.register(
+            "seal_refused",
+            "1 while the log contradicts what was signed",
+            self.seal_refused.clone(),
+        );
     }
 
     /// The text Prometheus reads.

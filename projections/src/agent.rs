@@ -84,6 +84,8 @@ impl Agent {
             | Event::NodeDecommissionEnded(_)
             | Event::NodeAddressTaken(_)
             | Event::QueuePaused(_)
+            | Event::LogKeyRotated(_)
+            | Event::LogEpochBegun(_)
             | Event::CompensationRequested(_)
             | Event::CompensationStepTaken(_)
             | Event::CompensationCompleted(_)

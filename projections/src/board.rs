@@ -185,6 +185,8 @@ impl Board {
             | Event::NodeDecommissionEnded(_)
             | Event::NodeAddressTaken(_)
             | Event::QueuePaused(_)
+            | Event::LogKeyRotated(_)
+            | Event::LogEpochBegun(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
             | Event::QueueResumed(_) => return,
@@ -233,6 +235,8 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         | Event::NodeDecommissionEnded(_)
         | Event::NodeAddressTaken(_)
         | Event::QueuePaused(_)
+        | Event::LogKeyRotated(_)
+        | Event::LogEpochBegun(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
         | Event::QueueResumed(_) => None,

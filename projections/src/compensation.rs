@@ -250,6 +250,8 @@ fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
         | Event::NodeDecommissionEnded(_)
         | Event::NodeAddressTaken(_)
         | Event::QueuePaused(_)
+        | Event::LogKeyRotated(_)
+        | Event::LogEpochBegun(_)
         | Event::QueueResumed(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)

@@ -71,7 +71,9 @@ impl Queue {
             | Event::CompensationCompleted(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
-            | Event::InstanceServerMissing(_) => None,
+            | Event::InstanceServerMissing(_)
+            | Event::LogKeyRotated(_)
+            | Event::LogEpochBegun(_) => None,
         };
         Self { paused }
     }

@@ -7,13 +7,14 @@ use milepost_schemas::event::{
     AgentActivated, AgentCreated, CallbackRejected, CompensationCompleted, CompensationReason,
     CompensationRequested, CompensationStepTaken, HeartbeatRecorded, InstanceRequested,
     InstanceServerMissing, InstanceStarted, JobCancelled, JobFailed, JobLogRecorded,
-    JobPriorityChanged, JobQueued, JobRetried, JobSucceeded, LateCallbackRecorded, NodeActivated,
-    NodeAddressTaken, NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested,
-    NodeDecommissioned, NodeProvisioningRequested, NodeRegistered, NotApplied, OrphanFound,
-    OrphanReason, OrphanRemoved, Outcome, ProvisioningEnded, ProvisioningRequested,
-    ProvisioningStarted, ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry,
-    Server, TaskStarted, UndoOutcome, WORKFLOW_FAILED, WorkflowDispatchFailed,
-    WorkflowDispatchRequested, WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
+    JobPriorityChanged, JobQueued, JobRetried, JobSucceeded, LateCallbackRecorded, LogEpochBegun,
+    LogKeyRotated, NodeActivated, NodeAddressTaken, NodeBecameUnreachable, NodeDecommissionEnded,
+    NodeDecommissionRequested, NodeDecommissioned, NodeProvisioningRequested, NodeRegistered,
+    NotApplied, OrphanFound, OrphanReason, OrphanRemoved, Outcome, ProvisioningEnded,
+    ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded, QueuePaused,
+    QueueResumed, Resource, Retry, Server, TaskStarted, UndoOutcome, WORKFLOW_FAILED,
+    WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+    WorkflowRunCancelRequested, WorkflowRunObserved,
 };
 use milepost_schemas::{
     AgentId, Attempt, Event, EventType, InstanceId, JobId, NodeId, Position, StreamId,
@@ -436,6 +437,18 @@ fn any_event() -> impl Strategy<Value = Event> {
                 EventType::QueuePaused => {
                     QueuePaused { paused_by: step.clone(), reason: step }.into()
                 }
+                EventType::LogKeyRotated => {
+                    LogKeyRotated { former_key: step.clone(), key: step }.into()
+                }
+                EventType::LogEpochBegun => LogEpochBegun {
+                    former_epoch: 1,
+                    epoch: 2,
+                    size: 3,
+                    signed_size: None,
+                    begun_by: step.clone(),
+                    reason: step,
+                }
+                .into(),
                 EventType::QueueResumed => QueueResumed { resumed_by: step, reason: word }.into(),
                 EventType::CompensationRequested => CompensationRequested {
                     job_id,

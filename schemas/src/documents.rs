@@ -69,6 +69,8 @@ documents! {
     "OrphanFound" v 1,
     "OrphanRemoved" v 1,
     "InstanceServerMissing" v 1,
+    "LogKeyRotated" v 1,
+    "LogEpochBegun" v 1,
 }
 
 macro_rules! node_examples {

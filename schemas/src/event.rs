@@ -207,6 +207,10 @@ events! {
     OrphanRemoved = 76 v 1,
     /// The server of a running instance is not there any more.
     InstanceServerMissing = 77 v 1,
+    /// Another key signs the log's checkpoints.
+    LogKeyRotated = 110 v 1,
+    /// The log goes on in a new epoch, for a restore has lost events.
+    LogEpochBegun = 111 v 1,
 }
 
 /// An agent was made. Stream: the agent.
@@ -1038,6 +1042,34 @@ pub struct InstanceServerMissing {
     pub job_id: JobId,
     /// The server, as the workflow named it.
     pub server_id: String,
+}
+
+/// Another key signs the log's checkpoints. The checkpoint over this event is signed by both.
+/// Stream: the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogKeyRotated {
+    /// The key that signed until now, as C2SP writes verifier keys.
+    pub former_key: String,
+    /// The key that signs from now on.
+    pub key: String,
+}
+
+/// The log goes on in a new epoch, for a restore has lost events. Stream: the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEpochBegun {
+    /// The epoch before.
+    pub former_epoch: i64,
+    /// The epoch that has begun, in seconds since 1970.
+    pub epoch: i64,
+    /// How many events of the former epoch are in the log.
+    pub size: u64,
+    /// How many events it had when its last known checkpoint was signed; absent where nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_size: Option<u64>,
+    /// Who says so.
+    pub begun_by: String,
+    /// Why.
+    pub reason: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]

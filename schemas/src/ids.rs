@@ -42,7 +42,7 @@ macro_rules! uuid_newtype {
 
 uuid_newtype! {
     /// One stream of events: the history of one agent, node, job, instance or refused callback,
-    /// or of the queue.
+    /// of the queue, or of the ledger.
     StreamId
 }
 uuid_newtype! {
@@ -65,6 +65,9 @@ uuid_newtype! {
 impl StreamId {
     /// The stream of the queue itself: when it was stopped and let go on.
     pub const QUEUE: Self = Self(Uuid::from_u128(0x0000_0000_0000_8000_8000_0071_7565_7565));
+
+    /// The stream of what proves the log: its keys and epochs.
+    pub const LEDGER: Self = Self(Uuid::from_u128(0x0000_0000_0000_8000_8000_6c65_6467_6572));
 }
 
 macro_rules! has_stream {

@@ -142,7 +142,13 @@ fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<
         ansible: config::Ansible::from_env(&env),
         limits,
         cloud,
+        seal_key_file: Some(seal_key_file(&args.data_dir)),
     })
+}
+
+/// Where the keys that seal the log are, of a data directory.
+pub fn seal_key_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("seal-key.pem")
 }
 
 /// The secrets of this data directory; made at the first start.

@@ -39,7 +39,7 @@ enum Command {
     Watch(watch::Args),
     /// Sign one callback and send it
     Callback(callback::Args),
-    /// Follow or replay the event log
+    /// Follow, replay, verify or export the event log
     #[command(subcommand)]
     Log(log::Command),
     /// List, cancel, repeat or move jobs, or read their logs; pause and resume the queue
@@ -82,7 +82,7 @@ async fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Migrate => serve::migrate().await,
         Command::Watch(args) => watch::run(args).await,
         Command::Callback(args) => callback::run(args).await,
-        Command::Log(command) => log::run(command).await,
+        Command::Log(command) => return log::run(command).await,
         Command::Jobs(command) => jobs::run(command).await,
         Command::Token(command) => token::run(command).await,
         Command::User(command) => user::run(command).await,

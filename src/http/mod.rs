@@ -60,10 +60,16 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/api/events/{position}", &["get"]),
     ("/api/events/stream", &["get"]),
     ("/api/stream", &["get"]),
+    ("/api/proofs/inclusion", &["get"]),
+    ("/api/proofs/consistency", &["get"]),
     ("/api/metrics", &["get"]),
     ("/api/login", &["post"]),
     ("/api/logout", &["post"]),
     ("/api/session", &["get"]),
+    ("/log/checkpoint", &["get"]),
+    ("/log/keys", &["get"]),
+    ("/log/tile/{level}/{index}", &["get"]),
+    ("/log/tile/entries/{index}", &["get"]),
     ("/healthz", &["get"]),
     ("/readyz", &["get"]),
     ("/metrics", &["get"]),
@@ -98,10 +104,16 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/events/{position}", get(api::events::show))
         .route("/api/events/stream", get(api::streams::events))
         .route("/api/stream", get(api::streams::page))
+        .route("/api/proofs/inclusion", get(api::proofs::inclusion))
+        .route("/api/proofs/consistency", get(api::proofs::consistency))
         .route("/api/metrics", get(api::metrics::counts))
         .route("/api/login", post(api::session::log_in))
         .route("/api/logout", post(api::session::log_out))
         .route("/api/session", get(api::session::show))
+        .route("/log/checkpoint", get(api::tiles::checkpoint))
+        .route("/log/keys", get(api::tiles::keys))
+        .route("/log/tile/{*path}", get(api::tiles::tile))
+        .route("/log/tile/entries/{*path}", get(api::tiles::entries))
         .route("/healthz", get(api::health::alive))
         .route("/readyz", get(api::health::ready))
         .route("/metrics", get(api::metrics::prometheus))

@@ -113,6 +113,18 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, kind, "Conflict", detail)
     }
 
+    /// 422, of a kind.
+    pub fn unprocessable(kind: &'static str, detail: impl Into<String>) -> Self {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Self::new(status, kind, "It cannot be done", detail)
+    }
+
+    /// 500: what is stored contradicts itself.
+    pub fn damaged(detail: impl Into<String>) -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::new(status, "damaged", "What is stored is damaged", detail)
+    }
+
     /// 422: it could be read, and cannot be done.
     fn refused(why: &impl ToString) -> Self {
         let status = StatusCode::UNPROCESSABLE_ENTITY;

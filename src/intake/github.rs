@@ -65,6 +65,20 @@ impl Secret {
         let mac = self.standard.clone().chain_update(format!("{id}.{timestamp}."));
         STANDARD.encode(mac.chain_update(body).finalize().into_bytes())
     }
+
+    /// Whether the signature that is kept with a callback is that of its body by this secret;
+    /// `None` where only the body's hash is kept, or what the signature covers beside it is not.
+    pub fn confirms(&self, evidence: &CallbackEvidence) -> Option<bool> {
+        let body = evidence.body.as_ref()?.as_bytes();
+        let expected = match evidence.signature_form {
+            SignatureForm::XSignature => self.sign(body),
+            SignatureForm::StandardWebhooks => {
+                self.sign_standard(evidence.delivery_id.as_ref()?, evidence.signed_at?, body)
+            }
+        };
+        // Nothing is let in by this: the comparison may take as long as it takes.
+        Some(expected == evidence.signature)
+    }
 }
 
 /// What is accepted.

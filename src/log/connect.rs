@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
+use milepost_schemas::Position;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 /// Connections a process keeps for reads, views and accounts, beside its appender and tailer.
@@ -41,6 +42,12 @@ pub enum DatabaseError {
     /// The URL is none.
     #[error("the database URL cannot be read")]
     Url(#[source] tokio_postgres::Error),
+    /// An event is not where it must be: positions have no gap.
+    #[error("event {0} is missing from the log")]
+    Missing(Position),
+    /// An event is not whole.
+    #[error("event {0} cannot be read from the log: its row is torn")]
+    Torn(Position),
     /// A stored value makes no sense.
     #[error("the database holds something unexpected: {0}")]
     Unexpected(String),

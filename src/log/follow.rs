@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use milepost_schemas::Position;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio_postgres::AsyncMessage;
+use tokio_postgres::{AsyncMessage, GenericClient};
 
 use super::read::{READ_EVENTS_MAX, read_after};
 use super::{Committed, Database, DatabaseError};
@@ -142,6 +142,14 @@ impl Ring {
 /// Twice the payload, for a subscriber's frame repeats it.
 fn size(event: &Committed) -> usize {
     2 * (event.header.len() + event.body.len()) + 512
+}
+
+/// Whether any process follows the log of this database.
+///
+/// # Errors
+/// [`DatabaseError`] when it cannot be asked.
+pub async fn others_follow<C: GenericClient>(client: &C) -> Result<bool, DatabaseError> {
+    Ok(client.query_one(LOOK, &[&(PRESENCE as u32)]).await?.get(1))
 }
 
 /// Starts the tailer of this process; it runs as long as the process.

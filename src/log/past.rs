@@ -242,7 +242,8 @@ impl Log {
             let quoted = serde_json::to_string(text).expect("text is JSON");
             quoted[1..quoted.len() - 1].to_owned()
         });
-        let by_stream = if streams.is_empty() { "cardinality($3::uuid[]) = 0" } else { "stream_id = ANY($3)" };
+        let by_stream =
+            if streams.is_empty() { "cardinality($3::uuid[]) = 0" } else { "stream_id = ANY($3)" };
         let order = match direction {
             Direction::Up => "ASC",
             Direction::Down => "DESC",

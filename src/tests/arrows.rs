@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("execute", &["app", "domain", "log"]),
     ("intake", &[]),
+    ("ledger", &["app", "intake", "log"]),
     ("log", &["metrics"]),
     ("metrics", &[]),
     ("migrate", &["log"]),
@@ -24,8 +25,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "http",
         &[
-            "accounts", "app", "config", "domain", "execute", "intake", "log", "metrics", "push",
-            "views", "work",
+            "accounts", "app", "config", "domain", "execute", "intake", "ledger", "log", "metrics",
+            "push", "views", "work",
         ],
     ),
 ];

@@ -10,6 +10,8 @@ mod faults;
 mod github_dispatch;
 mod harness;
 mod leases;
+mod ledger;
+mod log_scan;
 mod postgres;
 mod rehearsal;
 mod routes;

@@ -44,7 +44,9 @@ pub async fn list(
         }
         event.write_json(&mut body);
     }
-    body.extend_from_slice(format!("],\"looked_to\":{looked_to},\"epoch\":{epoch},\"head\":{head}}}").as_bytes());
+    body.extend_from_slice(
+        format!("],\"looked_to\":{looked_to},\"epoch\":{epoch},\"head\":{head}}}").as_bytes(),
+    );
     Ok(json(body))
 }
 
@@ -198,7 +200,8 @@ impl Query {
     pub async fn find(&self, app: &App, head: Position, limit: usize) -> Result<Found, Problem> {
         let (low, high) = self.bounds(app, head).await?;
         let low = self.after.map_or(low, |after| after.max(low));
-        let high = self.before.map_or(high, |before| Position(before.0.saturating_sub(1)).min(high));
+        let high =
+            self.before.map_or(high, |before| Position(before.0.saturating_sub(1)).min(high));
         let search = self.search(app).await?;
         Ok(app.log.search(&search, low, high, self.direction(), limit).await?)
     }

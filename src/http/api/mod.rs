@@ -8,9 +8,12 @@ pub mod job_log;
 pub mod jobs;
 pub mod metrics;
 pub mod nodes;
+pub mod proofs;
 pub mod queue;
+pub mod receipt;
 pub mod session;
 pub mod streams;
+pub mod tiles;
 pub mod webhooks;
 pub mod workflow_runs;
 

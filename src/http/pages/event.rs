@@ -150,8 +150,9 @@ pub(super) async fn show(
     let (_, head) = app.log.head().await?;
     let event = read_one(&app, position.map(|Path(position)| position)).await?;
     let row = row(&event)?;
-    let metadata: Metadata = serde_json::from_slice(&event.header)
-        .map_err(|error| Problem::damaged(format!("event {} has no header: {error}", row.position)))?;
+    let metadata: Metadata = serde_json::from_slice(&event.header).map_err(|error| {
+        Problem::damaged(format!("event {} has no header: {error}", row.position))
+    })?;
     let changed = changed(&app, &event).await?;
     let links = links(&app, &event, &row).await?;
     let title = format!("#{} {}", number(row.position), row.kind);
@@ -177,7 +178,10 @@ async fn changed(app: &App, event: &Committed) -> Result<Vec<ChangedView>, Probl
 
 async fn links(app: &App, event: &Committed, row: &EventRow) -> Result<Vec<Link>, Problem> {
     let then = format!("?at={}", row.position);
-    let mut links = vec![Link { words: "As it was at this event".into(), href: format!("{}{then}", row.subject) }];
+    let mut links = vec![Link {
+        words: "As it was at this event".into(),
+        href: format!("{}{then}", row.subject),
+    }];
     let data: serde_json::Value = serde_json::from_slice(&event.body).unwrap_or_default();
     let job = data.get("job_id").and_then(|id| id.as_str()).and_then(|id| id.parse::<JobId>().ok());
     if let Some(job) = job
@@ -199,7 +203,10 @@ async fn links(app: &App, event: &Committed, row: &EventRow) -> Result<Vec<Link>
 fn run(job: &Job, attempt: Option<u64>) -> Option<Link> {
     let named = |number: u64| job.attempts.iter().find(|it| u64::from(it.number.0) == number);
     let attempt = attempt.and_then(named)?;
-    let href = attempt.run_url.clone().filter(|url| url.starts_with("https://") || url.starts_with("http://"))?;
+    let href = attempt
+        .run_url
+        .clone()
+        .filter(|url| url.starts_with("https://") || url.starts_with("http://"))?;
     let id = attempt.workflow_run_id.clone().unwrap_or_default();
     Some(Link { words: format!("Run {id} of attempt {}", attempt.number), href })
 }

@@ -7,10 +7,10 @@ use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use milepost_schemas::{EventType, Position};
 
+use super::Frame;
 use super::event_row::{EventRow, EventView};
 use super::format::number;
 use super::handlers::{Trouble, frame_at, html, row};
-use super::Frame;
 use crate::app::App;
 use crate::http::api::events::Query;
 use crate::http::at::At;

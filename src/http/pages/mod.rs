@@ -40,8 +40,8 @@ pub use diff::DiffPage;
 pub use event::EventPage;
 pub use event_row::{EventList, EventRow, Place};
 pub use events::EventsPage;
-pub use integrity::IntegrityPage;
 pub use handlers::{Trouble, not_allowed, not_found, routes};
+pub use integrity::IntegrityPage;
 pub use job::JobPage;
 pub use log::LogView;
 pub use login::LoginPage;
@@ -105,11 +105,6 @@ impl Frame {
     /// What a link to another page carries along: nothing, or the place in the log.
     fn query(&self) -> String {
         self.past.as_ref().map(|_| format!("?at={}", self.position)).unwrap_or_default()
-    }
-
-    /// The same behind another parameter.
-    fn and_at(&self) -> String {
-        self.past.as_ref().map(|_| format!("&at={}", self.position)).unwrap_or_default()
     }
 
     /// The time of a page of the past, with its day.

@@ -1,0 +1,34 @@
+//! `milepost log export`: the log in a directory that proves itself.
+
+use std::path::PathBuf;
+
+use super::{CONNECTIONS, Place};
+use crate::ledger::bundle::{self, Format};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The directory; parts that are in it stay
+    directory: PathBuf,
+    /// Lines of JSON, or batches of CloudEvents 1.0
+    #[arg(long, value_enum, default_value_t = Format::Jsonl)]
+    format: Format,
+    #[command(flatten)]
+    place: Place,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let database = args.place.database()?;
+    let exported = bundle::export(&database, &args.directory, args.format, CONNECTIONS).await?;
+    let manifest = exported.manifest;
+    println!(
+        "{} events of {} are in {}, under the root {}: {} parts written, {} were there",
+        manifest.size,
+        manifest.origin,
+        args.directory.display(),
+        manifest.root,
+        exported.parts_written,
+        exported.parts_kept,
+    );
+    println!("milepost log verify --bundle {} --key KEY", args.directory.display());
+    Ok(())
+}
