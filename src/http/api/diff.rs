@@ -60,6 +60,19 @@ pub struct Side {
     pub recorded_at: Timestamp,
 }
 
+impl DiffAnswer {
+    /// What changed from one place to a later one.
+    pub fn new(
+        epoch: i64,
+        (old, new): (Side, Side),
+        looked_to: Position,
+        things: Vec<Changed>,
+    ) -> Self {
+        let events = new.position.0.saturating_sub(old.position.0);
+        Self { epoch, old, new, events, looked_to, things }
+    }
+}
+
 /// `GET /api/diff?at=&against=&agent=|job=|node=|stream=`.
 ///
 /// # Errors
@@ -91,14 +104,8 @@ pub async fn read(app: &App, query: &Between) -> Result<(DiffAnswer, Option<Thin
     let only = only(app, query).await?;
     let difference = diff::between(&app.log, old.position, new.position, only).await?;
     let side = |past: Past| Side { position: past.position, recorded_at: past.recorded_at };
-    let answer = DiffAnswer {
-        epoch: app.log.feed().epoch(),
-        old: side(old),
-        new: side(new),
-        events: new.position.0 - old.position.0,
-        looked_to: difference.looked_to,
-        things: difference.things,
-    };
+    let (sides, things) = ((side(old), side(new)), difference.things);
+    let answer = DiffAnswer::new(app.log.feed().epoch(), sides, difference.looked_to, things);
     Ok((answer, only))
 }
 

@@ -74,7 +74,7 @@ pub async fn counts_at(app: &App, past: Past) -> Result<Arc<Counts>, Problem> {
     let counts = past::counts_at(&app.log, &app.views.kept, past.position).await?;
     counts.ok_or_else(|| {
         let detail = format!("There were more than {} things to count", past::COUNTED_MAX);
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "too-much", "Too much to count", detail)
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", "Too much to count", detail)
     })
 }
 

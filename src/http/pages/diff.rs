@@ -80,6 +80,10 @@ impl ChangedView {
 fn written(value: &Value) -> String {
     let text = match value {
         Value::Null => return "–".to_owned(),
+        // A time as pages write it; its microseconds stand in the API's answer.
+        Value::String(text) if text.ends_with('Z') => {
+            text.parse().map_or_else(|_| text.clone(), full)
+        }
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };

@@ -99,6 +99,11 @@ impl EventsPage {
         }
     }
 
+    /// Whether there is anything newer to go to.
+    fn leads_up(&self) -> bool {
+        self.found.newer.is_some() || (!self.found.is_live && self.frame.past.is_none())
+    }
+
     fn looked_to(&self) -> String {
         number(self.found.looked_to.unwrap_or_default())
     }

@@ -186,8 +186,10 @@ mod tests {
                 pages.push((format!("node-job-{name}"), page.render().unwrap()));
             }
         }
+        pages.extend(samples::ledger_pages());
         for (name, story) in samples::stories() {
             pages.push((format!("agent-{name}"), story.agent_page().render().unwrap()));
+            pages.push((format!("agent-past-{name}"), story.past_page().render().unwrap()));
             if let Some(page) = story.job_page() {
                 pages.push((format!("job-{name}"), page.render().unwrap()));
             }
@@ -250,6 +252,38 @@ mod tests {
                 assert!(statuses.contains(&status.as_str()), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn a_page_of_the_past_says_so_stands_still_and_has_no_forms() {
+        for (name, story) in samples::stories() {
+            let page = story.past_page().render().unwrap();
+            assert!(page.contains("As it was at <a href=\"/events/18240\">#18,240</a>"), "{name}");
+            assert!(!page.contains("<mp-stream"), "{name}: it would follow the log");
+            assert!(!page.contains("data-live"), "{name}: events would come in");
+            let forms = page.matches("method=\"post\"").count();
+            assert_eq!(forms, 1, "{name}: more can be sent than to log out");
+            for (_, address) in links(&page).filter(|(_, it)| {
+                it.starts_with("/agents") || it.starts_with("/jobs") || it.starts_with("/nodes")
+            }) {
+                assert!(address.contains("?at="), "{name}: {address} leads to the present");
+            }
+        }
+    }
+
+    #[test]
+    fn no_page_of_the_ledger_has_markup_of_an_event() {
+        for (name, page) in samples::ledger_pages() {
+            assert!(!page.contains("<script>alert"), "{name}");
+        }
+    }
+
+    /// The links of a page: their tags and addresses.
+    fn links(page: &str) -> impl Iterator<Item = (&str, &str)> {
+        page.split("<a ").skip(1).filter_map(|tag| {
+            let (_, after) = tag.split_once("href=\"")?;
+            Some((tag, after.split('"').next()?))
+        })
     }
 
     #[test]

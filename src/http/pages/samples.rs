@@ -1,5 +1,7 @@
 //! Every interesting state, told as the events that lead to it and folded like real ones.
 
+mod ledger;
+
 use jiff::{SignedDuration, Timestamp};
 use milepost_projections::answers::{InstanceAnswer, JobAnswer, NodeAnswer};
 use milepost_projections::job_log::rows;
@@ -22,6 +24,8 @@ use super::{
     AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, NodesPage, OverviewPage,
     Place, ProblemPage, Usual,
 };
+
+pub use ledger::ledger_pages;
 
 /// The time of every sample.
 pub fn now() -> Timestamp {

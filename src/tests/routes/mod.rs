@@ -14,13 +14,14 @@ mod jobs;
 mod metrics;
 mod nodes;
 mod pages;
+mod past;
 mod queue;
 mod session;
 mod streams;
 mod webhooks_github;
 
 /// Logs in as the account that `dev` makes; returns the cookie's value.
-async fn log_in(server: &Server) -> String {
+pub async fn log_in(server: &Server) -> String {
     let client = server.client();
     let body = json!({"email": "admin@localhost", "password": server.ready("admin_password")});
     let answer = client.send(client.request(Method::POST, "/api/login").json(&body)).await;
