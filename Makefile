@@ -4,7 +4,8 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 RUNNING := postgresql jq openssl curl
-TESTING := $(RUNNING) chromium chromium-driver python3-yaml
+TESTING := $(RUNNING) chromium chromium-driver python3-yaml npm
+# The rules for accessible pages come by npm, from .ci/axe.
 # What needs Ansible and the linters beside Rust gets them from .ci/python-tools.
 PYTHON := python3 python3-venv
 MEASURING := $(RUNNING) nginx libnginx-mod-nchan time
@@ -20,6 +21,7 @@ run:
 test:
 	@.ci/packages $(TESTING) $(PYTHON)
 	@.ci/python-tools >/dev/null
+	@.ci/axe >/dev/null
 	cargo test --workspace
 	$(MAKE) test-playbooks
 

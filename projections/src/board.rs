@@ -31,6 +31,17 @@ pub enum InstanceStatus {
 }
 
 impl InstanceStatus {
+    /// Every status there is.
+    pub const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::Provisioning,
+        Self::Running,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Failed,
+        Self::Destroyed,
+    ];
+
     /// The word in JSON and on pages.
     pub fn as_str(self) -> &'static str {
         match self {

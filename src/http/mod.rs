@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod api;
+pub mod at;
 pub mod auth;
 pub mod pages;
 pub mod problem;
@@ -84,7 +85,9 @@ pub const ROUTES: &Table = &[
     ("/api/projections/{name}/verify", &[("post", OPERATE)]),
     ("/api/projections/{name}/retry", &[("post", OPERATE)]),
     ("/api/projections/{name}/skip", &[("post", OPERATE)]),
+    ("/api/diff", &[("get", SEE)]),
     ("/api/events", &[("get", EVENTS)]),
+    ("/api/events/{position}", &[("get", EVENTS)]),
     ("/api/events/stream", &[("get", EVENTS)]),
     ("/api/stream", &[("get", SEE)]),
     ("/api/proofs/inclusion", &[("get", EVENTS)]),
@@ -133,6 +136,10 @@ pub const PAGES: &Table = &[
     ("/queue/resume", &[("post", OPERATE)]),
     ("/projections", &[("get", SEE)]),
     ("/projections/{name}/{order}", &[("post", OPERATE)]),
+    ("/events", &[("get", EVENTS)]),
+    ("/events/{position}", &[("get", EVENTS)]),
+    ("/diff", &[("get", SEE)]),
+    ("/integrity", &[("get", EVENTS)]),
     ("/account", &[("get", Somebody)]),
     ("/account/password", &[("post", Somebody)]),
     ("/account/sessions/{id}/revoke", &[("post", Somebody)]),
@@ -185,7 +192,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/projections/{name}/verify", post(api::projections::verify))
         .route("/api/projections/{name}/retry", post(api::projections::retry))
         .route("/api/projections/{name}/skip", post(api::projections::skip))
+        .route("/api/diff", get(api::diff::show))
         .route("/api/events", get(api::events::list))
+        .route("/api/events/{position}", get(api::events::show))
         .route("/api/events/stream", get(api::streams::events))
         .route("/api/stream", get(api::streams::page))
         .route("/api/proofs/inclusion", get(api::proofs::inclusion))

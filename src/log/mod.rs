@@ -1,12 +1,14 @@
 //! The event log: append with group commit, read in ranges, follow as it grows.
 //!
-//! Everything is in four files and one SQL function. [`append`] is the only way in;
+//! Everything is in five files and one SQL function. [`append`] is the only way in;
 //! [`follow`] gives every committed event, once and in order, to this process; [`read`] answers
-//! from the tables; [`scan`] goes through all of it.
+//! from the tables, [`past`] from the tables as they were, or in search of something; [`scan`] goes
+//! through all of it.
 
 mod append;
 mod connect;
 mod follow;
+mod past;
 mod read;
 mod scan;
 
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use append::{AppendError, Appended, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, QUEUE_ITEMS_MAX};
 pub use connect::{Database, DatabaseError};
 pub use follow::{Feed, RING_BYTES_MAX, RING_EVENTS_MAX, Since, others_follow};
+pub use past::{Birth, Direction, Found, SCAN_EVENTS_MAX, Search};
 pub use read::{EventFilter, READ_EVENTS_MAX, read_in};
 pub use scan::{
     CHUNK_BYTES_MAX, CHUNK_EVENTS_MAX, CHUNKS_AHEAD, Chunk, RANGE_EVENTS, Row,

@@ -12,7 +12,7 @@ use super::{Committed, Database, DatabaseError, Log};
 /// Events one read returns at the most.
 pub const READ_EVENTS_MAX: usize = 1_000;
 
-const COLUMNS: &str =
+pub(super) const COLUMNS: &str =
     "position, stream_id, version, type, schema_version, recorded_at, header, body";
 
 /// Which events a reader wants.
@@ -208,7 +208,7 @@ impl Log {
     }
 }
 
-fn committed(epoch: i64, row: &Row) -> Committed {
+pub(super) fn committed(epoch: i64, row: &Row) -> Committed {
     Committed {
         epoch,
         position: Position(row.get::<_, i64>(0) as u64),

@@ -15,6 +15,7 @@ mod log_scan;
 mod postgres;
 mod rehearsal;
 mod routes;
+mod time_travel;
 mod vm;
 mod workflow;
 mod workflow_file;

@@ -53,19 +53,27 @@ pub struct LogEnd {
     pub log: JobLog,
 }
 
-/// Where a job's log ends now.
+/// Where a job's log ends, or ended at a position.
 ///
 /// # Errors
 /// [`ExecuteError`] when the log cannot be read.
-pub async fn read_log_end(log: &Log, job: JobId) -> Result<LogEnd, ExecuteError> {
-    let Some(last) = log.read_latest(job.log_stream()).await? else {
+pub async fn read_log_end(
+    log: &Log,
+    job: JobId,
+    upto: Option<Position>,
+) -> Result<LogEnd, ExecuteError> {
+    let last = match upto {
+        Some(upto) => log.read_latest_upto(job.log_stream(), upto).await?,
+        None => log.read_latest(job.log_stream()).await?,
+    };
+    let Some(last) = last else {
         return Ok(LogEnd { version: 0, log: JobLog::default() });
     };
     let state = JobLog::after(printed(&last)?, last.position);
     Ok(LogEnd { version: last.version, log: state })
 }
 
-/// Reads up to `limit` rows of a job's log.
+/// Reads up to `limit` rows of a job's log, as it is or as it was at a position.
 ///
 /// # Errors
 /// [`ExecuteError`] when the log cannot be read.
@@ -74,8 +82,9 @@ pub async fn read_log_rows(
     job: JobId,
     range: RowRange,
     limit: usize,
+    upto: Option<Position>,
 ) -> Result<LogPage, ExecuteError> {
-    let end = read_log_end(log, job).await?;
+    let end = read_log_end(log, job, upto).await?;
     let limit = limit.min(LOG_ROWS_MAX) as u64;
     let total = end.log.total;
     let (first, last) = match range {

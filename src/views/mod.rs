@@ -2,10 +2,12 @@
 //! thing, so that an answer about one agent or job is as fresh as the database on every node.
 
 mod compare;
+pub mod diff;
 mod fill;
 mod generation;
 mod job_log;
 mod orders;
+pub mod past;
 mod runner;
 mod status;
 
@@ -67,12 +69,19 @@ pub struct Views {
     database: Database,
     wanted: Arc<watch::Sender<Position>>,
     usual: Arc<Mutex<Option<KeptUsual>>>,
+    /// What was counted at positions of the past.
+    pub kept: past::Kept,
 }
 
 impl Views {
     /// A handle on the tables.
     pub fn new(database: Database) -> Self {
-        Self { database, wanted: Arc::default(), usual: Arc::default() }
+        Self {
+            database,
+            wanted: Arc::default(),
+            usual: Arc::default(),
+            kept: past::Kept::default(),
+        }
     }
 
     /// All agents, as [`Self::rows`] has them.

@@ -14,6 +14,7 @@ use super::{Id, json};
 use crate::app::App;
 use crate::domain::AgentCommand;
 use crate::execute;
+use crate::http::at::At;
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
 use crate::{views, work};
@@ -77,20 +78,26 @@ pub async fn make(
     Ok(agent_id)
 }
 
-/// `GET /api/agents`.
+/// `GET /api/agents?at=`.
 ///
 /// # Errors
-/// 503 when the view cannot be read.
-pub async fn list(State(app): State<Arc<App>>, _: Actor) -> Result<Json<Agents>, Problem> {
-    let (_, head) = app.log.head().await?;
-    let (boards, _) = app.views.boards(head).await?;
-    let now = app.clock.now();
+/// 400 for a place in the log that is none; 404 for one that is still to come; 503 when the view
+/// cannot be read.
+pub async fn list(State(app): State<Arc<App>>, _: Actor, at: At) -> Result<Json<Agents>, Problem> {
+    let boards = match at.0 {
+        Some(past) => views::past::boards_at(&app.log, past.position).await?,
+        None => {
+            let (_, head) = app.log.head().await?;
+            app.views.boards(head).await?.0
+        }
+    };
+    let now = at.now(&app);
     let answers = boards.iter().filter_map(|board| InstanceAnswer::of(board, now));
     let agents = answers.map(AgentRow::from).collect();
     Ok(Json(Agents { agents }))
 }
 
-/// `GET /api/agents/{id}`.
+/// `GET /api/agents/{id}?at=`.
 ///
 /// # Errors
 /// 404.
@@ -98,13 +105,14 @@ pub async fn show(
     State(app): State<Arc<App>>,
     _: Actor,
     Id(agent): Id<AgentId>,
+    at: At,
 ) -> Result<Json<AgentAnswer>, Problem> {
-    let board = board(&app, agent).await?;
+    let board = board_at(&app, agent, at).await?;
     let answer = board.agent.as_ref().map(AgentAnswer::of);
     answer.map(Json).ok_or_else(|| Problem::not_found("agent"))
 }
 
-/// `GET /api/agents/{id}/instance`.
+/// `GET /api/agents/{id}/instance?at=`.
 ///
 /// # Errors
 /// 404.
@@ -112,9 +120,10 @@ pub async fn instance(
     State(app): State<Arc<App>>,
     _: Actor,
     Id(agent): Id<AgentId>,
+    at: At,
 ) -> Result<Json<InstanceAnswer>, Problem> {
-    let board = board(&app, agent).await?;
-    let answer = InstanceAnswer::of(&board, app.clock.now());
+    let board = board_at(&app, agent, at).await?;
+    let answer = InstanceAnswer::of(&board, at.now(&app));
     answer.map(Json).ok_or_else(|| Problem::not_found("agent"))
 }
 
@@ -156,6 +165,16 @@ pub async fn order(
     };
     execute::to_agent(app, agent_id, command, actor.metadata(app, job_id.0)).await?;
     Ok(job_id)
+}
+
+/// One row of the board, now or as it was.
+///
+/// # Errors
+/// 404.
+pub async fn board_at(app: &App, agent: AgentId, at: At) -> Result<Board, Problem> {
+    let Some(past) = at.0 else { return board(app, agent).await };
+    let board = views::past::board_at(&app.log, agent, past.position).await?;
+    board.ok_or_else(|| Problem::not_found("agent"))
 }
 
 /// One row of the board, after its job's deadlines have been looked at.

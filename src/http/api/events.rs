@@ -1,26 +1,32 @@
-//! `GET /api/events`: the log itself.
+//! `/api/events`: the log itself, in ranges, by filters, and one event at a time.
 
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{RawQuery, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use milepost_schemas::{EventType, Position, StreamId};
+use milepost_schemas::{AgentId, EventType, NodeId, Position, StreamId};
 
 use crate::app::App;
+use crate::http::at::Past;
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
-use crate::log::{EventFilter, READ_EVENTS_MAX};
+use crate::log::{Committed, Direction, EventFilter, Found, READ_EVENTS_MAX, Search};
+use crate::views::{streams_of_agent, streams_of_node};
+
+/// The longest actor or text that is searched for, in bytes: an e-mail address has 254 at the most.
+const SOUGHT_BYTES_MAX: usize = 512;
 
 /// Events in an answer unless more are asked for.
 const LIST_DEFAULT: usize = 100;
 
-/// `GET /api/events?after=&limit=&stream=&type=` → `{"events":[…],"head":N}`, ascending; at most
-/// 1,000 an answer, `stream` and `type` may be repeated.
+/// `GET /api/events?after=&before=&from=&to=&limit=&stream=&agent=&node=&type=&actor=&text=` →
+/// `{"events":[…],"looked_to":N,"head":N}`, ascending, with `before` descending; at most 1,000 an
+/// answer. `stream` and `type` may be repeated.
 ///
 /// # Errors
-/// 400 for a filter that makes no sense.
+/// 400 for a filter that makes no sense; 404 for a place in the log that is still to come.
 pub async fn list(
     State(app): State<Arc<App>>,
     _: Actor,
@@ -29,8 +35,8 @@ pub async fn list(
     let query = Query::parse(query.as_deref().unwrap_or_default())?;
     let (epoch, head) = app.log.head().await?;
     let limit = query.limit.unwrap_or(LIST_DEFAULT).min(READ_EVENTS_MAX);
-    let after = query.after.unwrap_or(Position::START);
-    let events = app.log.read(&query.filter, after, head, limit).await?;
+    let found = query.find(&app, head, limit).await?;
+    let (events, looked_to) = (&found.events, found.looked_to);
     let mut body = b"{\"events\":[".to_vec();
     for (index, event) in events.iter().enumerate() {
         if index > 0 {
@@ -38,11 +44,43 @@ pub async fn list(
         }
         event.write_json(&mut body);
     }
-    body.extend_from_slice(format!("],\"epoch\":{epoch},\"head\":{head}}}").as_bytes());
+    body.extend_from_slice(
+        format!("],\"looked_to\":{looked_to},\"epoch\":{epoch},\"head\":{head}}}").as_bytes(),
+    );
+    Ok(json(body))
+}
+
+/// `GET /api/events/{position}`: one event, as it stands in a list.
+///
+/// # Errors
+/// 404.
+pub async fn show(
+    State(app): State<Arc<App>>,
+    _: Actor,
+    position: Option<Path<u64>>,
+) -> Result<Response, Problem> {
+    let mut body = Vec::new();
+    read_one(&app, position.map(|Path(position)| position)).await?.write_json(&mut body);
+    Ok(json(body))
+}
+
+/// The event at a position.
+///
+/// # Errors
+/// 404.
+pub async fn read_one(app: &App, position: Option<u64>) -> Result<Committed, Problem> {
+    let event = match position {
+        Some(position) => app.log.read_event(Position(position)).await?,
+        None => None,
+    };
+    event.ok_or_else(|| Problem::not_found("event"))
+}
+
+fn json(body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
-    Ok(response)
+    response
 }
 
 /// What a query asks of the log.
@@ -50,6 +88,20 @@ pub async fn list(
 pub struct Query {
     /// Only events after this.
     pub after: Option<Position>,
+    /// Only events before this, the newest first.
+    pub before: Option<Position>,
+    /// Only from this place in the log on, a position or a time.
+    pub from: Option<String>,
+    /// Only up to this place.
+    pub to: Option<String>,
+    /// Only those of this agent, its jobs and its instances.
+    pub agent: Option<AgentId>,
+    /// Only those of this node and its jobs.
+    pub node: Option<NodeId>,
+    /// Only those that this actor caused.
+    pub actor: Option<String>,
+    /// Only those whose body says this somewhere.
+    pub text: Option<String>,
     /// At most so many.
     pub limit: Option<usize>,
     /// Only these.
@@ -65,12 +117,26 @@ impl Query {
         let mut parsed = Self::default();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             let wrong = || Problem::bad_request(format!("{name}={value} makes no sense"));
+            // A form sends what is left empty all the same.
+            if value.is_empty() && !matches!(&*name, "after" | "limit") {
+                continue;
+            }
             match &*name {
-                "after" => {
-                    let after: u64 = value.parse().map_err(|_| wrong())?;
+                "after" | "before" => {
+                    let position: u64 = value.parse().map_err(|_| wrong())?;
                     // Postgres counts in signed numbers.
-                    parsed.after = Some(Position(after.min(i64::MAX as u64)));
+                    let position = Some(Position(position.min(i64::MAX as u64)));
+                    if name == "after" { parsed.after = position } else { parsed.before = position }
                 }
+                "from" => parsed.from = Some(value.into_owned()),
+                "to" => parsed.to = Some(value.into_owned()),
+                "agent" => parsed.agent = Some(value.parse().map_err(|_| wrong())?),
+                "node" => parsed.node = Some(value.parse().map_err(|_| wrong())?),
+                "actor" | "text" if value.len() > SOUGHT_BYTES_MAX => {
+                    return Err(Problem::bad_request(format!("{name} is too long")));
+                }
+                "actor" => parsed.actor = Some(value.into_owned()),
+                "text" => parsed.text = Some(value.into_owned()),
                 "limit" => parsed.limit = Some(value.parse().map_err(|_| wrong())?),
                 "stream" => {
                     parsed.filter.streams.push(StreamId(value.parse().map_err(|_| wrong())?));
@@ -84,6 +150,59 @@ impl Query {
         if parsed.filter.streams.len() > crate::push::WANTS_MAX {
             return Err(Problem::bad_request("too many streams are asked for"));
         }
+        if parsed.after.is_some() && parsed.before.is_some() {
+            return Err(Problem::bad_request("say after= or before=, not both"));
+        }
         Ok(parsed)
+    }
+
+    /// Which way it reads: back from `before`, else forward.
+    pub fn direction(&self) -> Direction {
+        if self.before.is_some() { Direction::Down } else { Direction::Up }
+    }
+
+    /// What it searches for; agents and nodes by their streams.
+    ///
+    /// # Errors
+    /// 503 when the log cannot be read.
+    async fn search(&self, app: &App) -> Result<Search, Problem> {
+        let mut filter = self.filter.clone();
+        if let Some(agent) = self.agent {
+            filter.streams.extend(streams_of_agent(&app.log, agent).await?);
+        }
+        if let Some(node) = self.node {
+            filter.streams.extend(streams_of_node(&app.log, node).await?);
+        }
+        Ok(Search { filter, actor: self.actor.clone(), text: self.text.clone() })
+    }
+
+    /// The positions it allows, cursors apart: after the first, up to the second.
+    ///
+    /// # Errors
+    /// 400 for a place that is none; 404 for one that is still to come.
+    async fn bounds(&self, app: &App, head: Position) -> Result<(Position, Position), Problem> {
+        let low = match &self.from {
+            Some(from) => Past::find_from(app, "from", from).await?,
+            None => Position::START,
+        };
+        let high = match &self.to {
+            Some(to) => Past::find(app, "to", to).await?.position,
+            None => head,
+        };
+        Ok((low, high))
+    }
+
+    /// Looks for what it asks for, in a log that ends at `head`.
+    ///
+    /// # Errors
+    /// 400 for a place that is none; 404 for one that is still to come; 503 when the log cannot be
+    /// read.
+    pub async fn find(&self, app: &App, head: Position, limit: usize) -> Result<Found, Problem> {
+        let (low, high) = self.bounds(app, head).await?;
+        let low = self.after.map_or(low, |after| after.max(low));
+        let high =
+            self.before.map_or(high, |before| Position(before.0.saturating_sub(1)).min(high));
+        let search = self.search(app).await?;
+        Ok(app.log.search(&search, low, high, self.direction(), limit).await?)
     }
 }

@@ -19,8 +19,10 @@ use crate::domain::JobCommand;
 use crate::domain::job::said;
 use crate::domain::node::DECOMMISSION_NODE;
 use crate::execute;
+use crate::http::at::At;
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
+use crate::views::past::{JobsFound, job_at, jobs_at};
 use crate::work;
 
 /// Jobs in a list unless more are asked for.
@@ -38,6 +40,9 @@ pub struct Filter {
 #[derive(Debug, Serialize)]
 pub struct Jobs {
     jobs: Vec<JobAnswer>,
+    /// Where to go on, at a position where too many jobs would have to be looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_before: Option<JobId>,
 }
 
 /// The body of `POST /api/jobs/{id}/cancel` and `/retry`.
@@ -53,23 +58,31 @@ pub struct Priority {
     reason: Option<String>,
 }
 
-/// `GET /api/jobs?status=&before=&limit=`.
+/// `GET /api/jobs?status=&before=&limit=&at=`.
 ///
 /// # Errors
-/// 400 for a filter that makes no sense.
+/// 400 for a filter that makes no sense; 404 for a place in the log that is still to come.
 pub async fn list(
     State(app): State<Arc<App>>,
     _: Actor,
     query: Result<Query<Filter>, QueryRejection>,
+    at: At,
 ) -> Result<Json<Jobs>, Problem> {
-    let Query(filter) = query?;
-    let (_, head) = app.log.head().await?;
-    let limit = filter.limit.unwrap_or(LIST_DEFAULT);
-    let jobs = app.views.jobs(head, filter.status, filter.before, limit).await?;
-    Ok(Json(Jobs { jobs: jobs.iter().map(JobAnswer::of).collect() }))
+    let Query(Filter { status, before, limit }) = query?;
+    let limit = limit.unwrap_or(LIST_DEFAULT);
+    let found = match at.0 {
+        Some(past) => jobs_at(&app.log, past.position, status, before, limit).await?,
+        None => {
+            let (_, head) = app.log.head().await?;
+            let jobs = app.views.jobs(head, status, before, limit).await?;
+            JobsFound { jobs, next_before: None }
+        }
+    };
+    let jobs = found.jobs.iter().map(JobAnswer::of).collect();
+    Ok(Json(Jobs { jobs, next_before: found.next_before }))
 }
 
-/// `GET /api/jobs/{id}`.
+/// `GET /api/jobs/{id}?at=`.
 ///
 /// # Errors
 /// 404.
@@ -77,8 +90,9 @@ pub async fn show(
     State(app): State<Arc<App>>,
     _: Actor,
     Id(job): Id<JobId>,
+    at: At,
 ) -> Result<Json<JobAnswer>, Problem> {
-    let job = read(&app, job).await?;
+    let job = read_at(&app, job, at).await?;
     Ok(Json(JobAnswer::of(&job)))
 }
 
@@ -194,6 +208,16 @@ pub async fn again(
             nodes::order(app, actor, node_id, what, retry_of, reason).await
         }
     }
+}
+
+/// One job, now or as it was.
+///
+/// # Errors
+/// 404.
+pub async fn read_at(app: &App, job_id: JobId, at: At) -> Result<Job, Problem> {
+    let Some(past) = at.0 else { return read(app, job_id).await };
+    let job = job_at(&app.log, job_id, past.position).await?;
+    job.ok_or_else(|| Problem::not_found("job"))
 }
 
 /// One job, after its deadlines have been looked at.

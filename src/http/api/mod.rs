@@ -2,6 +2,7 @@
 
 pub mod accounts;
 pub mod agents;
+pub mod diff;
 pub mod events;
 pub mod health;
 pub mod job_log;

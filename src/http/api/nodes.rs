@@ -16,6 +16,7 @@ use crate::app::App;
 use crate::domain::NodeCommand;
 use crate::domain::node::{Host, NewNode, NodeOrder};
 use crate::execute::{self, ExecuteError};
+use crate::http::at::At;
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
 use crate::{views, work};
@@ -73,17 +74,23 @@ pub async fn register(app: &App, actor: &Actor, new: NewNode) -> Result<NodeId, 
     Ok(node_id)
 }
 
-/// `GET /api/nodes`.
+/// `GET /api/nodes?at=`.
 ///
 /// # Errors
-/// 503 when the view cannot be read.
-pub async fn list(State(app): State<Arc<App>>, _: Actor) -> Result<Json<Nodes>, Problem> {
-    let (_, head) = app.log.head().await?;
-    let (rows, _) = app.views.rows::<View>(head).await?;
+/// 400 for a place in the log that is none; 404 for one that is still to come; 503 when the view
+/// cannot be read.
+pub async fn list(State(app): State<Arc<App>>, _: Actor, at: At) -> Result<Json<Nodes>, Problem> {
+    let rows = match at.0 {
+        Some(past) => views::past::nodes_at(&app.log, past.position).await?,
+        None => {
+            let (_, head) = app.log.head().await?;
+            app.views.rows::<View>(head).await?.0
+        }
+    };
     Ok(Json(Nodes { nodes: rows.iter().filter_map(NodeAnswer::of).collect() }))
 }
 
-/// `GET /api/nodes/{id}`.
+/// `GET /api/nodes/{id}?at=`.
 ///
 /// # Errors
 /// 404.
@@ -91,8 +98,9 @@ pub async fn show(
     State(app): State<Arc<App>>,
     _: Actor,
     Id(node): Id<NodeId>,
+    at: At,
 ) -> Result<Json<NodeAnswer>, Problem> {
-    let row = row(&app, node).await?;
+    let row = row_at(&app, node, at).await?;
     Ok(Json(answer(&row)?))
 }
 
@@ -143,6 +151,16 @@ pub async fn order(
     };
     execute::to_node(app, node, command, actor.metadata(app, job_id.0)).await?;
     Ok(job_id)
+}
+
+/// One node with its latest job, now or as it was.
+///
+/// # Errors
+/// 404.
+pub async fn row_at(app: &App, node: NodeId, at: At) -> Result<NodeRow, Problem> {
+    let Some(past) = at.0 else { return row(app, node).await };
+    let row = views::past::node_at(&app.log, node, past.position).await?;
+    row.ok_or_else(|| Problem::not_found("node"))
 }
 
 /// One node with its latest job, after that job's deadlines have been looked at.

@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use milepost_projections::Pause;
+use milepost_projections::{JobStatus, Pause};
 use milepost_schemas::StreamId;
 use serde::{Deserialize, Serialize};
 
-use super::json;
+use super::{json, metrics};
 use crate::app::App;
 use crate::domain::QueueCommand;
 use crate::execute;
+use crate::http::at::{At, Past};
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
 use crate::log::DatabaseError;
+use crate::views::past::queue_at;
 
 /// The queue: `GET /api/queue`, and what it is after it was paused or resumed.
 #[derive(Debug, Serialize)]
@@ -37,12 +39,20 @@ pub struct Reason {
     reason: Option<String>,
 }
 
-/// `GET /api/queue`.
+/// `GET /api/queue?at=`.
 ///
 /// # Errors
-/// 503 when the queue cannot be read.
-pub async fn show(State(app): State<Arc<App>>, _: Actor) -> Result<Json<QueueAnswer>, Problem> {
-    read(&app).await.map(Json)
+/// 400 for a place in the log that is none; 404 for one that is still to come; 422 where there
+/// were too many jobs to count; 503 when the queue cannot be read.
+pub async fn show(
+    State(app): State<Arc<App>>,
+    _: Actor,
+    at: At,
+) -> Result<Json<QueueAnswer>, Problem> {
+    match at.0 {
+        Some(past) => read_at(&app, past).await.map(Json),
+        None => read(&app).await.map(Json),
+    }
 }
 
 /// `POST /api/queue/pause`: nothing more is claimed; what runs goes on.
@@ -94,6 +104,19 @@ pub async fn go_on(app: &App, actor: &Actor, reason: Option<String>) -> Result<(
 async fn give(app: &App, actor: &Actor, command: QueueCommand) -> Result<(), Problem> {
     execute::to_queue(app, command, actor.metadata(app, StreamId::QUEUE.0)).await?;
     Ok(())
+}
+
+async fn read_at(app: &App, past: Past) -> Result<QueueAnswer, Problem> {
+    let queue = queue_at(&app.log, past.position).await?;
+    let counts = metrics::counts_at(app, past).await?;
+    let of = |status| counts.jobs.get(&status).copied().unwrap_or_default();
+    Ok(QueueAnswer {
+        paused: queue.paused,
+        queued: of(JobStatus::Queued),
+        dispatching: of(JobStatus::Dispatching),
+        running: of(JobStatus::Running),
+        retry_scheduled: of(JobStatus::RetryScheduled),
+    })
 }
 
 async fn read(app: &App) -> Result<QueueAnswer, Problem> {

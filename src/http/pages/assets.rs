@@ -18,7 +18,7 @@ pub struct Asset {
 }
 
 /// The style sheets, in the order pages name them.
-pub const SHEETS: [&str; 7] = [
+pub const SHEETS: [&str; 8] = [
     "tokens.css",
     "layout.css",
     "board.css",
@@ -26,6 +26,7 @@ pub const SHEETS: [&str; 7] = [
     "log.css",
     "projections.css",
     "accounts.css",
+    "ledger.css",
 ];
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
@@ -46,18 +47,23 @@ files! {
     "follow.css": CSS,
     "log.css": CSS,
     "accounts.css": CSS,
+    "ledger.css": CSS,
     "ansi.js": JAVASCRIPT,
     "app.js": JAVASCRIPT,
+    "events.js": JAVASCRIPT,
     "fill.js": JAVASCRIPT,
     "follow.js": JAVASCRIPT,
     "format.js": JAVASCRIPT,
+    "integrity.js": JAVASCRIPT,
     "keys.js": JAVASCRIPT,
     "log.js": JAVASCRIPT,
+    "merkle.js": JAVASCRIPT,
     "nodes.js": JAVASCRIPT,
     "overview.js": JAVASCRIPT,
     "projections.css": CSS,
     "standing.js": JAVASCRIPT,
     "stream.js": JAVASCRIPT,
+    "travel.js": JAVASCRIPT,
     "favicon.svg": SVG,
 }
 

@@ -56,6 +56,8 @@ pub struct EventRow {
     pub delivery_id: Option<String>,
     /// The attempt the callback named.
     pub attempt: Option<u32>,
+    /// The page of what it is about: an agent's, a node's, else the overview.
+    pub subject: String,
     /// Its body, as indented JSON.
     pub data: String,
     /// Its header, as indented JSON.
@@ -96,6 +98,7 @@ impl EventRow {
             key_id: text("key_id"),
             delivery_id: text("delivery_id"),
             attempt: callback.and_then(|callback| callback.attempt),
+            subject: subject(data),
             data: format!("{data:#}"),
             metadata: format!("{header:#}"),
         }
@@ -116,9 +119,20 @@ impl EventRow {
             key_id: None,
             delivery_id: None,
             attempt: None,
+            subject: "/".to_owned(),
             data: String::new(),
             metadata: String::new(),
         }
+    }
+}
+
+/// The page of the agent or the node that an event's body names.
+pub fn subject(data: &Value) -> String {
+    let id = |name: &str| data.get(name).and_then(Value::as_str).filter(|id| !id.is_empty());
+    match (id("agent_id"), id("node_id")) {
+        (Some(agent), _) => format!("/agents/{agent}"),
+        (None, Some(node)) => format!("/nodes/{node}"),
+        (None, None) => "/".to_owned(),
     }
 }
 
@@ -144,6 +158,8 @@ pub struct EventList {
     pub older: bool,
     /// The page shows events before this position only (`?before=`); it does not follow the log.
     pub before: Option<u64>,
+    /// What a link carries along on a page of the past: `&at=…`.
+    pub and_at: String,
 }
 
 /// The same, ready to be written.
@@ -154,11 +170,13 @@ pub struct EventsView {
     blank: EventView,
     older: bool,
     before: Option<u64>,
+    and_at: String,
 }
 
+/// One event, ready to be written.
 #[derive(Clone, Debug, Template)]
 #[template(path = "parts/event.html")]
-struct EventView {
+pub struct EventView {
     row: EventRow,
     at: Moment,
 }
@@ -166,13 +184,18 @@ struct EventView {
 impl EventsView {
     /// The view of that list.
     pub fn new(list: EventList, now: Timestamp) -> Self {
-        let view = |row: EventRow| EventView { at: Moment::of(row.recorded_at, now), row };
         Self {
-            rows: list.rows.into_iter().map(view).collect(),
-            blank: EventView { row: EventRow::blank(), at: Moment::default() },
+            rows: list.rows.into_iter().map(|row| EventView::new(row, now)).collect(),
+            blank: EventView::blank(),
             older: list.older,
             before: list.before,
+            and_at: list.and_at,
         }
+    }
+
+    /// Whether new events come in by themselves.
+    fn is_live(&self) -> bool {
+        self.before.is_none() && self.and_at.is_empty()
     }
 
     /// The position of the oldest event shown.
@@ -182,6 +205,21 @@ impl EventsView {
 }
 
 impl EventView {
+    /// The view of an event, as seen on the day of `now`.
+    pub fn new(row: EventRow, now: Timestamp) -> Self {
+        Self { at: Moment::of(row.recorded_at, now), row }
+    }
+
+    /// The markup scripts copy for an event that has not been rendered.
+    pub fn blank() -> Self {
+        Self { row: EventRow::blank(), at: Moment::default() }
+    }
+
+    /// Its place in the log.
+    pub fn place(&self) -> u64 {
+        self.row.position
+    }
+
     fn anchor(&self) -> String {
         format!("e{}", self.row.position)
     }

@@ -21,18 +21,20 @@ use serde::de::DeserializeOwned;
 use super::event_row::PART;
 use super::{
     AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, NodePage, NodesPage,
-    OverviewPage, Place, ProblemPage, ProjectionsPage, account_handlers, assets,
+    OverviewPage, PastFrame, Place, ProblemPage, ProjectionsPage, Usual, account_handlers, assets,
+    diff, event, events as log_events, integrity,
 };
 use crate::accounts::{self, People, Visit};
 use crate::app::App;
 use crate::domain::node::NewNode;
 use crate::http::api::projections::{self, Asked};
 use crate::http::api::{Id, agents, jobs, nodes, queue, session};
+use crate::http::at::{At, Past};
 use crate::http::auth::{Actor, Visitor, is_from_elsewhere, visit};
 use crate::http::problem::Problem;
 use crate::http::{BODY_BYTES_MAX, is_for_programs, read_body};
 use crate::log::{Committed, EventFilter};
-use crate::views::{RowRange, read_log_rows, streams_of_agent, streams_of_node};
+use crate::views::{RowRange, past, read_log_rows, streams_of_agent, streams_of_node};
 
 /// Events a page shows at once; older ones are a link away.
 const EVENTS_SHOWN: usize = 200;
@@ -60,6 +62,10 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/nodes/{id}/decommission", post(decommission_node))
         .route("/projections", get(projections_list))
         .route("/projections/{name}/{order}", post(order_projection))
+        .route("/events", get(log_events::show))
+        .route("/events/{position}", get(event::show))
+        .route("/diff", get(diff::show))
+        .route("/integrity", get(integrity::show))
         .route("/queue/pause", post(pause))
         .route("/queue/resume", post(resume))
         .route("/login", get(login).post(log_in))
@@ -91,6 +97,7 @@ impl IntoResponse for Trouble {
             now: crate::app::Clock.now(),
             rehearsal: false,
             undoes: false,
+            past: None,
         };
         let page = ProblemPage::new(frame, status.as_u16(), Some(detail.to_owned()));
         (status, html(&page)).into_response()
@@ -126,21 +133,50 @@ pub(super) fn frame(app: &App, actor: Option<&Actor>, title: String, position: P
         now: app.clock.now(),
         rehearsal: app.config.dispatchers.include(crate::config::Dispatcher::Rehearsal),
         undoes: app.config.cloud.is_some(),
+        past: None,
+    }
+}
+
+/// What stands around a page, now or as it was; `scope` is what it is about, as `/diff` takes it.
+pub(super) fn frame_at(
+    app: &App,
+    actor: &Actor,
+    title: String,
+    head: Position,
+    (at, scope): (At, String),
+) -> Frame {
+    let frame = frame(app, Some(actor), title, head);
+    let Some(past) = at.0 else { return frame };
+    Frame {
+        position: past.position.0,
+        now: past.recorded_at,
+        past: Some(PastFrame { head: past.head.0, scope }),
+        ..frame
     }
 }
 
 async fn overview(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
+    at: Result<At, Problem>,
 ) -> Result<Response, Trouble> {
-    let (_, head) = app.log.head().await?;
-    let (boards, whole) = app.views.boards(head).await?;
-    let usual = app.views.usual().await?;
-    let (_, queue) = crate::execute::read_queue(&app.log).await?;
-    let now = app.clock.now();
+    let at = at?;
+    let (boards, whole, queue) = match at.0 {
+        Some(Past { position, .. }) => {
+            let boards = past::boards_at(&app.log, position).await?;
+            (boards, position, past::queue_at(&app.log, position).await?)
+        }
+        None => {
+            let (_, head) = app.log.head().await?;
+            let (boards, whole) = app.views.boards(head).await?;
+            // The stream goes on from here: what the rows do not hold yet must come by it.
+            (boards, head.min(whole), crate::execute::read_queue(&app.log).await?.1)
+        }
+    };
+    let usual = usual(&app, at).await?;
+    let now = at.now(&app);
     let agents: Vec<_> = boards.iter().filter_map(|board| InstanceAnswer::of(board, now)).collect();
-    // The stream goes on from here: what the rows do not hold yet must come by it.
-    let frame = frame(&app, Some(&actor), "Overview".to_owned(), head.min(whole));
+    let frame = frame_at(&app, &actor, "Overview".to_owned(), whole, (at, String::new()));
     let callback_url = format!("{}/api/webhooks/github", app.config.public_url);
     let people = app.access.people();
     let paused = queue.paused.map(|pause| Pause { by: people.say(&pause.by), ..pause });
@@ -158,22 +194,23 @@ async fn agent(
     Visitor(actor): Visitor,
     id: Result<Id<AgentId>, Problem>,
     query: Result<Query<Before>, QueryRejection>,
+    at: Result<At, Problem>,
 ) -> Result<Response, Trouble> {
-    let Query(Before { before }) = query?;
-    let Id(id) = id?;
-    let (_, head) = app.log.head().await?;
-    let board = agents::board(&app, id).await?;
-    let answer = InstanceAnswer::of(&board, app.clock.now());
+    let (Query(Before { before }), Id(id), at) = (query?, id?, at?);
+    let head = end(&app, at).await?;
+    let board = agents::board_at(&app, id, at).await?;
+    let answer = InstanceAnswer::of(&board, at.now(&app));
     let answer = answer.ok_or_else(|| Problem::not_found("agent"))?;
     let job = board.job.as_ref().map(JobAnswer::of);
     let streams = streams_of_agent(&app.log, id).await?;
-    let events = events(&app, streams, before, head).await?;
+    let events = events(&app, streams, before, head, at).await?;
     let log = match &job {
-        Some(job) => log(&app, job.id).await?,
+        Some(job) => log(&app, job.id, at).await?,
         None => LogView::default(),
     };
-    let usual = app.views.usual().await?;
-    let frame = frame(&app, Some(&actor), answer.agent.name.clone(), head);
+    let usual = usual(&app, at).await?;
+    let scope = (at, format!("&agent={id}"));
+    let frame = frame_at(&app, &actor, answer.agent.name.clone(), head, scope);
     Ok(html(&AgentPage::new(frame, &answer, job.as_ref(), &usual, log, events)))
 }
 
@@ -182,36 +219,61 @@ async fn job(
     Visitor(actor): Visitor,
     id: Result<Id<JobId>, Problem>,
     query: Result<Query<Before>, QueryRejection>,
+    at: Result<At, Problem>,
 ) -> Result<Response, Trouble> {
-    let Query(Before { before }) = query?;
-    let Id(id) = id?;
-    let (_, head) = app.log.head().await?;
-    let job = jobs::read(&app, id).await?;
-    let name = name_of(&app, &job).await?;
-    let events = events(&app, vec![id.stream()], before, head).await?;
-    let log = log(&app, id).await?;
-    let usual = app.views.usual().await?;
-    let frame = frame(&app, Some(&actor), format!("{name}: job"), head);
+    let (Query(Before { before }), Id(id), at) = (query?, id?, at?);
+    let head = end(&app, at).await?;
+    let job = jobs::read_at(&app, id, at).await?;
+    let name = name_of(&app, &job, at).await?;
+    let events = events(&app, vec![id.stream()], before, head, at).await?;
+    let log = log(&app, id, at).await?;
+    let usual = usual(&app, at).await?;
+    let scope = (at, format!("&job={id}"));
+    let frame = frame_at(&app, &actor, format!("{name}: job"), head, scope);
     let mut answer = JobAnswer::of(&job);
     let people = app.access.people();
     answer.cancelled_by = answer.cancelled_by.map(|by| people.say(&by));
     Ok(html(&JobPage::new(frame, name, &answer, &usual, log, events)))
 }
 
+/// Up to where a page tells of the log.
+async fn end(app: &App, at: At) -> Result<Position, Problem> {
+    match at.position() {
+        Some(position) => Ok(position),
+        None => Ok(app.log.head().await?.1),
+    }
+}
+
+/// What is usual, or was.
+async fn usual(app: &App, at: At) -> Result<Usual, Problem> {
+    match at.position() {
+        Some(position) => Ok(past::usual_at(&app.log, &app.views.kept, position).await?),
+        None => Ok(app.views.usual().await?),
+    }
+}
+
 /// The end of a job's log.
-async fn log(app: &App, job: JobId) -> Result<LogView, Problem> {
-    let page = read_log_rows(&app.log, job, RowRange::Newest, LOG_ROWS_SHOWN).await?;
-    Ok(LogView::new(job.to_string(), page.total, &page.lines))
+async fn log(app: &App, job: JobId, at: At) -> Result<LogView, Problem> {
+    let upto = at.position();
+    let page = read_log_rows(&app.log, job, RowRange::Newest, LOG_ROWS_SHOWN, upto).await?;
+    let view = LogView::new(job.to_string(), page.total, &page.lines);
+    Ok(LogView { at: upto.map(|position| position.0), ..view })
 }
 
 async fn nodes_list(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
+    at: Result<At, Problem>,
 ) -> Result<Response, Trouble> {
-    let (_, head) = app.log.head().await?;
-    let (rows, whole) = app.views.rows::<Nodes>(head).await?;
+    let at = at?;
+    let head = end(&app, at).await?;
+    let (rows, whole) = match at.position() {
+        Some(position) => (past::nodes_at(&app.log, position).await?, position),
+        None => app.views.rows::<Nodes>(head).await?,
+    };
     let answers: Vec<_> = rows.iter().filter_map(NodeAnswer::of).collect();
-    let frame = frame(&app, Some(&actor), "Nodes".to_owned(), head.min(whole));
+    let scope = (at, String::new());
+    let frame = frame_at(&app, &actor, "Nodes".to_owned(), head.min(whole), scope);
     Ok(html(&NodesPage::new(frame, &answers)))
 }
 
@@ -220,18 +282,19 @@ async fn node(
     Visitor(actor): Visitor,
     id: Result<Id<NodeId>, Problem>,
     query: Result<Query<Before>, QueryRejection>,
+    at: Result<At, Problem>,
 ) -> Result<Response, Trouble> {
-    let Query(Before { before }) = query?;
-    let Id(id) = id?;
-    let (_, head) = app.log.head().await?;
-    let answer = nodes::answer(&nodes::row(&app, id).await?)?;
+    let (Query(Before { before }), Id(id), at) = (query?, id?, at?);
+    let head = end(&app, at).await?;
+    let answer = nodes::answer(&nodes::row_at(&app, id, at).await?)?;
     let streams = streams_of_node(&app.log, id).await?;
-    let events = events(&app, streams, before, head).await?;
+    let events = events(&app, streams, before, head, at).await?;
     let log = match &answer.job {
-        Some(job) => log(&app, job.id).await?,
+        Some(job) => log(&app, job.id, at).await?,
         None => LogView::default(),
     };
-    let frame = frame(&app, Some(&actor), answer.hostname.clone(), head);
+    let scope = (at, format!("&node={id}"));
+    let frame = frame_at(&app, &actor, answer.hostname.clone(), head, scope);
     Ok(html(&NodePage::new(frame, &answer, log, events)))
 }
 
@@ -360,14 +423,14 @@ async fn prioritise(
 }
 
 /// What people call what a job changes.
-async fn name_of(app: &App, job: &Job) -> Result<String, Problem> {
+async fn name_of(app: &App, job: &Job, at: At) -> Result<String, Problem> {
     match &job.subject {
         Subject::Agent { agent_id, .. } => {
-            let name = agents::board(app, *agent_id).await?.agent.map(|agent| agent.name);
+            let name = agents::board_at(app, *agent_id, at).await?.agent.map(|agent| agent.name);
             Ok(name.unwrap_or_else(|| agent_id.to_string()))
         }
         Subject::Node { node_id } => {
-            let name = nodes::row(app, *node_id).await?.node.map(|node| node.hostname);
+            let name = nodes::row_at(app, *node_id, at).await?.node.map(|node| node.hostname);
             Ok(name.unwrap_or_else(|| node_id.to_string()))
         }
     }
@@ -380,18 +443,20 @@ async fn events(
     streams: Vec<StreamId>,
     before: Option<u64>,
     head: Position,
+    at: At,
 ) -> Result<EventList, Problem> {
-    let upto = before.map_or(head, |before| Position(before.saturating_sub(1)));
+    let upto = before.map_or(head, |before| Position(before.saturating_sub(1)).min(head));
     let filter = EventFilter { streams, types: Vec::new() };
     let mut events = app.log.read_newest(&filter, upto, EVENTS_SHOWN + 1).await?;
     let older = events.len() > EVENTS_SHOWN;
     events.truncate(EVENTS_SHOWN);
     let people = app.access.people();
     let rows = events.iter().map(|event| row(event, &people)).collect::<Result<_, _>>()?;
-    Ok(EventList { rows, older, before })
+    let and_at = at.position().map(|position| format!("&at={position}")).unwrap_or_default();
+    Ok(EventList { rows, older, before, and_at })
 }
 
-fn row(event: &Committed, people: &People) -> Result<EventRow, Problem> {
+pub(super) fn row(event: &Committed, people: &People) -> Result<EventRow, Problem> {
     let unreadable = |error: serde_json::Error| {
         let detail = format!("event {} cannot be read: {error}", event.position);
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "unreadable", "Unreadable", detail)

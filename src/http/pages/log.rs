@@ -17,6 +17,8 @@ pub struct LogView {
     pub total: u64,
     /// The last of them.
     pub rows: Vec<RowView>,
+    /// The position that it is shown at, on a page of the past.
+    pub at: Option<u64>,
 }
 
 /// One row.
@@ -35,7 +37,7 @@ pub struct RowView {
 impl LogView {
     /// The end of a job's log.
     pub fn new(job: String, total: u64, rows: &[LogRow<'_>]) -> Self {
-        Self { job, total, rows: rows.iter().map(RowView::of).collect() }
+        Self { job, total, rows: rows.iter().map(RowView::of).collect(), at: None }
     }
 
     fn count(&self) -> String {

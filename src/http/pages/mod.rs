@@ -11,9 +11,13 @@ pub mod agent;
 pub mod ansi;
 pub mod assets;
 pub mod attempt;
+pub mod diff;
+pub mod event;
 pub mod event_row;
+pub mod events;
 pub mod format;
 mod handlers;
+pub mod integrity;
 pub mod job;
 pub mod log;
 pub mod login;
@@ -33,10 +37,16 @@ use milepost_projections::steps::COUNT;
 use milepost_projections::usual::UsualDuration;
 use milepost_schemas::Right;
 
+use format::Moment;
+
 pub use account::{AccountPage, AccountsPage};
 pub use agent::AgentPage;
+pub use diff::DiffPage;
+pub use event::EventPage;
 pub use event_row::{EventList, EventRow, Place};
+pub use events::EventsPage;
 pub use handlers::{Trouble, not_allowed, not_found, routes};
+pub use integrity::IntegrityPage;
 pub use job::JobPage;
 pub use log::LogView;
 pub use login::LoginPage;
@@ -76,12 +86,23 @@ pub struct Frame {
     pub rehearsal: bool,
     /// Whether this server undoes what attempts leave behind.
     pub undoes: bool,
+    /// Where it was looked from, when the page shows what was and not what is.
+    pub past: Option<PastFrame>,
+}
+
+/// What a page of the past says of itself.
+#[derive(Clone, Debug)]
+pub struct PastFrame {
+    /// Where the log ended when the page was made.
+    pub head: u64,
+    /// What the page is about, as `/diff` takes it: `&agent=…`; nothing where it is about all.
+    pub scope: String,
 }
 
 impl Frame {
     /// Whether whoever reads the page may change jobs, agents, nodes and the queue.
     fn operates(&self) -> bool {
-        self.rights.contains(&Right::Operate)
+        self.past.is_none() && self.rights.contains(&Right::Operate)
     }
 
     /// Whether they may read events.
@@ -109,6 +130,21 @@ impl Frame {
 
     fn position_text(&self) -> String {
         format::number(self.position)
+    }
+
+    /// What a link to another page carries along: nothing, or the place in the log.
+    fn query(&self) -> String {
+        self.past.as_ref().map(|_| format!("?at={}", self.position)).unwrap_or_default()
+    }
+
+    /// The time of a page of the past, with its day.
+    fn moment(&self) -> Moment {
+        Moment { text: format::full(self.now), ..Moment::of(self.now, self.now) }
+    }
+
+    /// The newest position that can be gone back to.
+    fn newest(&self) -> u64 {
+        self.past.as_ref().map_or(self.position, |past| past.head)
     }
 }
 
@@ -187,8 +223,10 @@ mod tests {
                 pages.push((format!("node-job-{name}"), page.render().unwrap()));
             }
         }
+        pages.extend(samples::ledger_pages());
         for (name, story) in samples::stories() {
             pages.push((format!("agent-{name}"), story.agent_page().render().unwrap()));
+            pages.push((format!("agent-past-{name}"), story.past_page().render().unwrap()));
             if let Some(page) = story.job_page() {
                 pages.push((format!("job-{name}"), page.render().unwrap()));
             }
@@ -267,6 +305,38 @@ mod tests {
                 assert!(statuses.contains(&status.as_str()), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn a_page_of_the_past_says_so_stands_still_and_has_no_forms() {
+        for (name, story) in samples::stories() {
+            let page = story.past_page().render().unwrap();
+            assert!(page.contains("As it was at <a href=\"/events/18240\">#18,240</a>"), "{name}");
+            assert!(!page.contains("<mp-stream"), "{name}: it would follow the log");
+            assert!(!page.contains("data-live"), "{name}: events would come in");
+            let forms = page.matches("method=\"post\"").count();
+            assert_eq!(forms, 1, "{name}: more can be sent than to log out");
+            for (_, address) in links(&page).filter(|(_, it)| {
+                it.starts_with("/agents") || it.starts_with("/jobs") || it.starts_with("/nodes")
+            }) {
+                assert!(address.contains("?at="), "{name}: {address} leads to the present");
+            }
+        }
+    }
+
+    #[test]
+    fn no_page_of_the_ledger_has_markup_of_an_event() {
+        for (name, page) in samples::ledger_pages() {
+            assert!(!page.contains("<script>alert"), "{name}");
+        }
+    }
+
+    /// The links of a page: their tags and addresses.
+    fn links(page: &str) -> impl Iterator<Item = (&str, &str)> {
+        page.split("<a ").skip(1).filter_map(|tag| {
+            let (_, after) = tag.split_once("href=\"")?;
+            Some((tag, after.split('"').next()?))
+        })
     }
 
     #[test]

@@ -33,19 +33,20 @@ struct Row {
     position: Position,
     at: Moment,
     standing: Standing,
+    query: String,
 }
 
 impl NodesPage {
     /// The page for those nodes, in their order.
     pub fn new(frame: Frame, nodes: &[NodeAnswer]) -> Self {
-        let now = frame.now;
-        let rows = nodes.iter().map(|node| Row::new(node, now)).collect();
-        Self { rows, blank: Row::new(&blank(), now), frame }
+        let rows = nodes.iter().map(|node| Row::new(node, &frame)).collect();
+        Self { rows, blank: Row::new(&blank(), &frame), frame }
     }
 }
 
 impl Row {
-    fn new(node: &NodeAnswer, now: Timestamp) -> Self {
+    fn new(node: &NodeAnswer, frame: &Frame) -> Self {
+        let now = frame.now;
         let status = node.status.as_str();
         let updated_at = node.job.as_ref().map_or(node.updated_at, |job| job.updated_at);
         Self {
@@ -57,6 +58,7 @@ impl Row {
             position: node.position,
             at: Moment::of(updated_at.max(node.updated_at), now),
             standing: Standing::of_node(node, now),
+            query: frame.query(),
         }
     }
 

@@ -57,6 +57,7 @@ struct Row {
     steps: Vec<StepView>,
     /// Whether whoever reads the page may order a server.
     operates: bool,
+    query: String,
 }
 
 impl OverviewPage {
@@ -113,6 +114,7 @@ impl Row {
             standing: Standing::of_agent(answer, usual, now),
             steps: steps::views(&answer.steps, usual, now),
             operates: frame.operates(),
+            query: frame.query(),
         }
     }
 

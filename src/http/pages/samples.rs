@@ -1,5 +1,7 @@
 //! Every interesting state, told as the events that lead to it and folded like real ones.
 
+mod ledger;
+
 use jiff::{SignedDuration, Timestamp};
 use milepost_projections::answers::{InstanceAnswer, JobAnswer, NodeAnswer};
 use milepost_projections::job_log::rows;
@@ -33,6 +35,8 @@ use super::{
     NodesPage, OverviewPage, Place, ProblemPage, ProjectionsPage, Usual,
 };
 
+pub use ledger::ledger_pages;
+
 /// The time of every sample.
 pub fn now() -> Timestamp {
     "2026-07-29T12:04:31.2Z".parse().unwrap()
@@ -56,6 +60,7 @@ pub fn frame(title: &str) -> Frame {
         now: now(),
         rehearsal: false,
         undoes: true,
+        past: None,
     }
 }
 
@@ -411,7 +416,7 @@ impl Story {
 
     fn events(&self) -> EventList {
         let rows = self.rows.iter().rev().cloned().collect();
-        EventList { rows, older: true, before: None }
+        EventList { rows, older: true, before: None, and_at: String::new() }
     }
 
     /// What the runs of a job that has been heard of have printed.

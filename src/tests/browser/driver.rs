@@ -116,6 +116,11 @@ impl Browser {
         answer(self.http.delete(format!("{}/window", self.session))).await;
     }
 
+    /// Gives the browser a command of its own protocol.
+    pub async fn command(&self, name: &str, parameters: &Value) {
+        self.post("goog/cdp/execute", &json!({"cmd": name, "params": parameters})).await;
+    }
+
     /// What the console has said since it was last asked.
     pub async fn console(&self) -> Vec<String> {
         let Value::Array(entries) = self.post("se/log", &json!({"type": "browser"})).await else {

@@ -1,8 +1,11 @@
 //! The pages in a real browser: headless Chromium, driven by `WebDriver`.
 
+mod axe;
 mod driver;
 mod freshness;
+mod integrity;
 mod log;
+mod past;
 mod progress;
 mod queue;
 mod tabs;

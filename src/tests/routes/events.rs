@@ -168,3 +168,57 @@ async fn many_writers_on_two_servers_leave_no_gap() {
     assert!(times.is_sorted(), "time never goes back in the log");
     assert_eq!(servers[1].client().events().await, events);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_found_by_actor_text_time_and_range_both_ways() {
+    let server = Server::start().await;
+    let client = server.client();
+    let (mari, job) = client.job("Mari's \"first\"").await;
+    client.job("juno").await;
+    let step = json!({"job_id": job, "status": "provisioning", "step": "vm_created"});
+    let at = client.callback(&step).await.1["position"].as_u64().unwrap();
+    let all = positions(&client.read("/api/events?limit=1000").await);
+    let head = *all.last().unwrap();
+
+    let actor = text(&client.read(&format!("/api/events/{at}")).await["metadata"], "actor");
+    let path = format!("/api/events?actor={}", actor.replace(':', "%3A"));
+    assert_eq!(positions(&client.read(&path).await), [at]);
+    assert_eq!(positions(&client.read("/api/events?actor=workflow").await), [0; 0]);
+    // Small and capital letters, and what JSON writes in another way.
+    for said in ["VM_Created", "vm_c"] {
+        assert_eq!(positions(&client.read(&format!("/api/events?text={said}")).await), [at]);
+    }
+    let quoted = client.read("/api/events?text=%22first%22&type=AgentCreated").await;
+    assert_eq!(quoted["events"][0]["stream"], mari.as_str());
+    assert_eq!(positions(&client.read("/api/events?text=%25").await), [0; 0], "% is no wildcard");
+
+    let back = client.read(&format!("/api/events?before={}&limit=2", head + 1)).await;
+    assert_eq!(positions(&back), [head, head - 1]);
+    assert_eq!(back["looked_to"], head - 1);
+    let between = client.read(&format!("/api/events?from={}&to={}", at - 1, at)).await;
+    assert_eq!(positions(&between), [at - 1, at]);
+    let time = text(&client.read(&format!("/api/events/{at}")).await, "recorded_at");
+    assert_eq!(positions(&client.read(&format!("/api/events?from={time}")).await)[0], at);
+    let upto = positions(&client.read(&format!("/api/events?to={time}")).await);
+    assert_eq!(upto.last(), Some(&at));
+
+    let of_mari = positions(&client.read(&format!("/api/events?agent={mari}")).await);
+    assert!(of_mari.contains(&at) && of_mari.len() < all.len(), "{of_mari:?} of {all:?}");
+    for wrong in ["after=1&before=2", "from=x", "to=-1", "agent=1", "before=x"] {
+        assert_eq!(client.get(&format!("/api/events?{wrong}")).await.0, 400, "{wrong}");
+    }
+    assert_eq!(client.get(&format!("/api/events?to={}", head + 1)).await.0, 404);
+    assert_eq!(client.get(&format!("/api/events?text={}", "x".repeat(513))).await.0, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_has_its_own_address_and_nothing_else_has() {
+    let server = Server::start().await;
+    let client = server.client();
+    client.agent("mari").await;
+    let listed = client.read("/api/events?limit=1").await["events"][0].clone();
+    assert_eq!(client.read("/api/events/1").await, listed);
+    for path in ["/api/events/0", "/api/events/999999", "/api/events/x", "/api/events/-1"] {
+        assert_eq!(client.get(path).await.0, 404, "{path}");
+    }
+}

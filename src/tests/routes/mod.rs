@@ -15,6 +15,7 @@ mod jobs;
 mod metrics;
 mod nodes;
 mod pages;
+mod past;
 mod queue;
 mod session;
 mod streams;

@@ -339,3 +339,98 @@ async fn forms_verify_and_rebuild_a_view() {
     assert_eq!(person.submit("/projections/none/verify", &[]).await.status, 404);
     assert_eq!(person.submit("/projections/board/else", &[]).await.status, 404);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_of_a_page_of_the_past_stay_in_the_past() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let (agent, job) = person.client.job("mari").await;
+    let end = person.client.read("/api/metrics").await["position"].as_u64().unwrap();
+    person.client.callback(&json!({"job_id": job, "status": "running"})).await;
+    for (path, link) in [
+        ("/".to_owned(), format!("href=\"/agents/{agent}?at={end}\"")),
+        (format!("/agents/{agent}"), format!("href=\"/jobs/{job}?at={end}\"")),
+        (format!("/jobs/{job}"), format!("href=\"/agents/{agent}?at={end}\"")),
+        ("/nodes".to_owned(), format!("href=\"/?at={end}\"")),
+        ("/events".to_owned(), format!("href=\"/nodes?at={end}\"")),
+    ] {
+        let page = person.open(&format!("{path}?at={end}")).await;
+        is_page(&page);
+        assert!(page.text().contains(&link), "{path} has no {link}\n{}", page.text());
+        assert!(page.text().contains("As it was at"), "{path}");
+        assert!(!page.text().contains("JobSucceeded</span>"), "{path} shows what came after");
+        assert_eq!(page.text().matches("method=\"post\"").count(), 1, "{path}: only log out");
+    }
+    for (at, status) in [("x", 400), ("99999", 404), ("1", 404)] {
+        let page = person.open(&format!("/jobs/{job}?at={at}")).await;
+        assert_eq!(page.status, status, "{at}");
+        is_page(&page);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_browsed_both_ways_with_filters_and_without_scripts() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    for number in 0..105 {
+        person.client.agent(&format!("agent-{number}")).await;
+    }
+    let newest = person.open("/events").await;
+    is_page(&newest);
+    assert_eq!(newest.text().matches("<li class=\"event\"").count(), 101, "100, and the blank one");
+    let older = newest.text().split("href=\"").find(|link| link.contains("before=")).unwrap();
+    let older = older.split('"').next().unwrap().replace("&#38;", "&");
+    let second = person.open(&format!("/events{older}")).await;
+    assert!(second.text().contains("agent-0"), "{}", second.text());
+    assert!(second.text().contains("rel=\"prev\">Newer"), "{}", second.text());
+    let found = person.open("/events?text=agent-77&type=AgentCreated&actor=&stream=").await;
+    assert_eq!(found.text().matches("<li class=\"event\"").count(), 2, "it, and the blank one");
+    let none = person.open("/events?text=nowhere").await;
+    assert!(none.text().contains("Nothing matches."), "{}", none.text());
+    assert_eq!(person.open("/events?stream=x").await.status, 400);
+    assert_eq!(person.open("/events?type=x").await.status, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_page_shows_what_proves_it_and_what_it_changed() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let (agent, job) = person.client.job("mari").await;
+    let body = json!({"job_id": job, "status": "provisioning", "step": "vm_created"});
+    let at = person.client.callback(&body).await.1["position"].as_u64().unwrap();
+    let page = person.open(&format!("/events/{at}")).await;
+    is_page(&page);
+    let event = person.client.read(&format!("/api/events/{at}")).await;
+    for words in [
+        text(&event["metadata"], "signature"),
+        text(&event["metadata"], "key_id"),
+        "openssl dgst -sha256 -hmac".to_owned(),
+        "instance.current_step".to_owned(),
+        format!("/agents/{agent}?at={at}"),
+        format!("/jobs/{job}?at={at}"),
+        format!("/integrity?position={at}"),
+    ] {
+        assert!(page.text().contains(&words), "{words} is not in {}", page.text());
+    }
+    for path in ["/events/0", "/events/999999", "/events/x"] {
+        assert_eq!(person.open(path).await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_difference_has_an_address_and_its_fields() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let (agent, job) = person.client.job("mari").await;
+    let end = person.client.read("/api/metrics").await["position"].as_u64().unwrap();
+    person.client.callback(&json!({"job_id": job, "status": "running"})).await;
+    let form = person.open("/diff").await;
+    is_page(&form);
+    let page = person.open(&format!("/diff?at={end}&agent={agent}")).await;
+    is_page(&page);
+    for words in ["instance.status", ">pending<", ">running<", "between them"] {
+        assert!(page.text().contains(words), "{words} is not in {}", page.text());
+    }
+    assert_eq!(person.open("/diff?at=x").await.status, 400);
+    is_page(&person.open("/integrity").await);
+}

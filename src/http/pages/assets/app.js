@@ -7,6 +7,9 @@ import "./overview.js";
 import "./log.js";
 import "./follow.js";
 import "./nodes.js";
+import "./events.js";
+import "./travel.js";
+import "./integrity.js";
 
 function everySecond() {
   if (document.hidden) return;
@@ -14,5 +17,8 @@ function everySecond() {
   document.dispatchEvent(new Event("milepost:tick"));
 }
 
-setInterval(everySecond, 1000);
-document.addEventListener("visibilitychange", everySecond);
+// A page of the past stands still: its clocks are told from then.
+if (document.querySelector("mp-stream")) {
+  setInterval(everySecond, 1000);
+  document.addEventListener("visibilitychange", everySecond);
+}

@@ -276,6 +276,9 @@ function fillFailure(failure, attempt, job, last) {
 
 const SUMMARY_CHARS_MAX = 120;
 
+/** The page of what an event is about: an agent's, a node's, else the overview. */
+const subject = ({ agent_id: agent, node_id: node }) => (agent ? `/agents/${agent}` : node ? `/nodes/${node}` : "/");
+
 /** Fills one event; `fields` are those that say most, as the server lists them. */
 export function fillEvent(element, event, fields) {
   const { data, metadata } = event;
@@ -283,7 +286,8 @@ export function fillEvent(element, event, fields) {
   const anchor = `e${event.position}`;
   attribute(element, "id", anchor);
   attribute(element, "data-position", event.position);
-  attribute(slot(element, "position"), "href", `#${anchor}`);
+  attribute(slot(element, "position"), "href", `/events/${event.position}`);
+  attribute(slot(element, "then"), "href", `${subject(data)}?at=${event.position}`);
   text(slot(element, "position"), `#${number(event.position)}`);
   text(slot(element, "kind"), event.type);
   const summary = fields.map((field) => data[field]).filter(plain).map(who).join(" · ");

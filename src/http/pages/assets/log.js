@@ -105,10 +105,16 @@ class Log extends HTMLElement {
     this.#ready ||= within === 0;
   }
 
+  /** On a page of the past, where it is read. */
+  #at() {
+    return this.dataset.at ? `&at=${this.dataset.at}` : "";
+  }
+
   #count() {
     const total = this.#total;
     text(slot(this, "log-count"), `${number(total)} ${total === 1 ? "line" : "lines"}`);
-    for (const element of [this.view, this.button, slot(this, "log-file")]) show(element, total > 0);
+    for (const element of [this.view, slot(this, "log-file")]) show(element, total > 0);
+    show(this.button, total > 0 && !this.dataset.at);
     show(this.querySelector(".none"), total === 0);
   }
 
@@ -125,7 +131,7 @@ class Log extends HTMLElement {
     this.#asked.add(index);
     try {
       const query = `after=${index * PAGE_ROWS}&limit=${PAGE_ROWS}`;
-      const answer = await fetch(`/api/jobs/${job}/log?${query}`, { cache: "no-store" });
+      const answer = await fetch(`/api/jobs/${job}/log?${query}${this.#at()}`, { cache: "no-store" });
       if (!answer.ok) throw new Error(answer.statusText);
       const { lines, total } = await answer.json();
       if (job !== this.#job) return;
