@@ -525,11 +525,11 @@ async fn a_run_that_goes_on_after_its_cancel_failed_leaves_no_server_behind() {
     undone_as(&client, &job, "awaits_run").await;
     assert!(!github.asked("cancel").is_empty());
     // Only now it makes a server, of which it never says a word.
-    let late = clouds.hetzner.state().add("mp-made-late", &labels);
+    let late = clouds.hetzner.state().add("mp-made-late", &labels).to_string();
     github.complete(github.runs()[0].id, "cancelled");
     let undoing = undone_as(&client, &job, "completed").await;
     let removed = undoing["resources"].as_array().unwrap();
-    assert!(removed.iter().any(|it| it["id"] == late.to_string() && it["outcome"] == "removed"));
+    assert!(removed.iter().any(|it| it["id"] == late && it["outcome"] == "removed"));
     assert_eq!(clouds.leftovers(), Vec::<String>::new());
 }
 

@@ -651,7 +651,8 @@ pub fn viewer(title: &str) -> Frame {
 /// An agent's page as a viewer sees it.
 pub fn agent_of_viewer() -> AgentPage {
     let (_, story) = stories().into_iter().find(|(name, _)| *name == "second-attempt").unwrap();
-    let events = EventList { rows: story.rows.clone(), older: false, before: None };
+    let events =
+        EventList { rows: story.rows.clone(), older: false, before: None, and_at: String::new() };
     let (answer, job) = (story.answer(), story.job_answer());
     let frame = viewer("mari");
     AgentPage::new(frame, &answer, job.as_ref(), &usual(), LogView::default(), events)
