@@ -6,8 +6,8 @@ use uuid::Uuid;
 /// Everything about an event that is not the fact itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
-    /// Who caused the event: `workflow:<key id>`, `account:<account id>`, `token:<name>`,
-    /// `system:<part>`, or `anonymous`. Events of before accounts had streams: `account:<email>`.
+    /// Who caused the event: `workflow:<key id>`, `account:<account id>`, `token:<name>`
+    /// or `system:<part>`. In events of before accounts had streams: `account:<email>`.
     pub actor: String,
     /// What the event belongs to: the job, for all that a job does; else its own stream.
     pub correlation_id: Uuid,

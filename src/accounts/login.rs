@@ -100,7 +100,7 @@ pub(super) async fn check(
     };
     if is_told(failures) {
         let stream = known.map_or(StreamId::LOG_INS, AccountId::stream);
-        let metadata = visit.metadata("anonymous".to_owned(), stream.0);
+        let metadata = visit.metadata("system:log-in".to_owned(), stream.0);
         let event = LogInFailed { account_id: known, failures };
         let mut client = database.get().await?;
         commit(client.transaction().await?, stream, event, &metadata).await?;

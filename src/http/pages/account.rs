@@ -74,7 +74,7 @@ impl AccountPage {
         done: Option<&'static str>,
     ) -> Self {
         let sessions = sessions.iter().map(|row| SessionView::new(row, own, &frame)).collect();
-        Self { email, role, sessions, done, frame }
+        Self { frame, email, role, sessions, done }
     }
 
     fn words(&self) -> &'static str {

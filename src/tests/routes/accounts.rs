@@ -670,7 +670,8 @@ async fn behind_https_cookies_and_pages_are_strict() {
         assert!(answer.header("permissions-policy").contains("geolocation=()"));
         assert!(answer.header("content-security-policy").contains("frame-ancestors 'none'"));
     }
-    let plain = Server::start().await.client();
+    let without = Server::start().await;
+    let plain = without.client();
     let answer = plain.send(plain.request(Method::GET, "/login")).await;
     assert_eq!(answer.header("strict-transport-security"), "", "not without HTTPS");
 }
