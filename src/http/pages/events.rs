@@ -81,7 +81,7 @@ impl EventsPage {
     }
 
     /// The page of the same filters with a cursor.
-    fn address(&self, cursor: &str, position: &u64) -> String {
+    fn address(&self, cursor: &str, position: u64) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(self.filters.given());
         if self.frame.past.is_some() {

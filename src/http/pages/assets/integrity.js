@@ -54,10 +54,10 @@ function line(check, words, more) {
 }
 
 function put(place, lines) {
-  const list = place.matches("ul") ? place : document.createElement("ul");
-  list.classList.add("checks");
-  list.replaceChildren(...lines);
-  if (list !== place) place.replaceChildren(list);
+  const list = document.createElement("ul");
+  list.className = "checks";
+  list.append(...lines);
+  place.replaceChildren(list);
 }
 
 const size = (written) => {
