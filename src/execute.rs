@@ -505,7 +505,10 @@ fn stream_of(event: &Event) -> StreamId {
         Event::OrphanFound(event) => orphan_stream(event.resource, &event.resource_id),
         Event::OrphanRemoved(event) => orphan_stream(event.resource, &event.resource_id),
         Event::QueuePaused(_) | Event::QueueResumed(_) => StreamId::QUEUE,
-        Event::LogKeyRotated(_) | Event::LogEpochBegun(_) => StreamId::LEDGER,
+        Event::LogKeyRotated(_)
+        | Event::LogEpochBegun(_)
+        | Event::LogRangeArchived(_)
+        | Event::LogRangeRestored(_) => StreamId::LEDGER,
         other => match (job_of(other), node_of(other)) {
             (Some(job), _) => job.stream(),
             (None, node) => node.expect("all others are of a job or a node").stream(),

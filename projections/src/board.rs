@@ -176,6 +176,8 @@ impl Board {
             | Event::QueuePaused(_)
             | Event::LogKeyRotated(_)
             | Event::LogEpochBegun(_)
+            | Event::LogRangeArchived(_)
+            | Event::LogRangeRestored(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
             | Event::QueueResumed(_) => return,
@@ -226,6 +228,8 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         | Event::QueuePaused(_)
         | Event::LogKeyRotated(_)
         | Event::LogEpochBegun(_)
+        | Event::LogRangeArchived(_)
+        | Event::LogRangeRestored(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
         | Event::QueueResumed(_) => None,

@@ -73,7 +73,9 @@ impl Queue {
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
             | Event::LogKeyRotated(_)
-            | Event::LogEpochBegun(_) => None,
+            | Event::LogEpochBegun(_)
+            | Event::LogRangeArchived(_)
+            | Event::LogRangeRestored(_) => None,
         };
         Self { paused }
     }

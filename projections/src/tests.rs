@@ -7,13 +7,14 @@ use milepost_schemas::event::{
     AgentActivated, AgentCreated, CallbackRejected, CompensationCompleted, CompensationReason,
     CompensationRequested, CompensationStepTaken, HeartbeatRecorded, InstanceRequested,
     InstanceServerMissing, InstanceStarted, JobCancelled, JobFailed, JobLogRecorded,
-    JobPriorityChanged, JobQueued, JobRetried, JobSucceeded, LateCallbackRecorded, NodeActivated,
-    NodeAddressTaken, NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested,
-    NodeDecommissioned, NodeProvisioningRequested, NodeRegistered, NotApplied, OrphanFound,
-    OrphanReason, OrphanRemoved, Outcome, ProvisioningEnded, ProvisioningRequested,
-    LogEpochBegun, LogKeyRotated, ProvisioningStarted, ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry,
-    Server, TaskStarted, UndoOutcome, WORKFLOW_FAILED, WorkflowDispatchFailed,
-    WorkflowDispatchRequested, WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
+    JobPriorityChanged, JobQueued, JobRetried, JobSucceeded, LateCallbackRecorded, LogEpochBegun,
+    LogKeyRotated, LogRangeArchived, LogRangeRestored, NodeActivated, NodeAddressTaken,
+    NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested, NodeDecommissioned,
+    NodeProvisioningRequested, NodeRegistered, NotApplied, OrphanFound, OrphanReason,
+    OrphanRemoved, Outcome, ProvisioningEnded, ProvisioningRequested, ProvisioningStarted,
+    ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry, Server, TaskStarted,
+    UndoOutcome, WORKFLOW_FAILED, WorkflowDispatchFailed, WorkflowDispatchRequested,
+    WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
 };
 use milepost_schemas::{
     AgentId, Attempt, Event, EventType, InstanceId, JobId, NodeId, Position, StreamId,
@@ -448,6 +449,22 @@ fn any_event() -> impl Strategy<Value = Event> {
                     reason: step,
                 }
                 .into(),
+                EventType::LogRangeArchived => LogRangeArchived {
+                    first: 1,
+                    last: 2,
+                    location: step.clone(),
+                    file_sha256: step.clone(),
+                    tree_size: 3,
+                    root: step.clone(),
+                    kept_events: 1,
+                    kept_root: step.clone(),
+                    archived_by: step,
+                }
+                .into(),
+                EventType::LogRangeRestored => {
+                    let (location, restored_by) = (step.clone(), step);
+                    LogRangeRestored { first: 1, last: 2, location, restored_by }.into()
+                }
                 EventType::QueueResumed => QueueResumed { resumed_by: step, reason: word }.into(),
                 EventType::CompensationRequested => CompensationRequested {
                     job_id,

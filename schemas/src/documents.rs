@@ -71,6 +71,8 @@ documents! {
     "InstanceServerMissing" v 1,
     "LogKeyRotated" v 1,
     "LogEpochBegun" v 1,
+    "LogRangeArchived" v 1,
+    "LogRangeRestored" v 1,
 }
 
 macro_rules! node_examples {

@@ -70,8 +70,7 @@ impl<'a> Leaf<'a> {
 
     /// Its bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes =
-            Vec::with_capacity(LEAF_FIXED_BYTES + self.header.len() + self.body.len());
+        let mut bytes = Vec::with_capacity(LEAF_FIXED_BYTES + self.header.len() + self.body.len());
         bytes.extend_from_slice(&self.front());
         bytes.extend_from_slice(self.header);
         bytes.extend_from_slice(&length(self.body));

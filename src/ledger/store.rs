@@ -229,8 +229,7 @@ pub async fn write_checkpoint<C: GenericClient>(
 /// # Errors
 /// [`DatabaseError`] when the database cannot be asked.
 pub async fn keys<C: GenericClient>(client: &C) -> Result<Vec<ListedKey>, DatabaseError> {
-    let sql =
-        "SELECT epoch, from_size, verifier_key FROM sealing_key ORDER BY epoch, from_size";
+    let sql = "SELECT epoch, from_size, verifier_key FROM sealing_key ORDER BY epoch, from_size";
     let key = |row: &tokio_postgres::Row| ListedKey {
         epoch: row.get(0),
         from_size: row.get::<_, i64>(1) as u64,
@@ -243,10 +242,7 @@ pub async fn keys<C: GenericClient>(client: &C) -> Result<Vec<ListedKey>, Databa
 ///
 /// # Errors
 /// [`DatabaseError`], also where another one is in force from the same size on.
-pub async fn write_key<C: GenericClient>(
-    client: &C,
-    key: &ListedKey,
-) -> Result<(), DatabaseError> {
+pub async fn write_key<C: GenericClient>(client: &C, key: &ListedKey) -> Result<(), DatabaseError> {
     let sql = "INSERT INTO sealing_key (epoch, from_size, verifier_key) VALUES ($1, $2, $3)";
     client.execute(sql, &[&key.epoch, &(key.from_size as i64), &key.verifier_key]).await?;
     Ok(())

@@ -6,6 +6,7 @@
 
 mod append;
 mod connect;
+mod floor;
 mod follow;
 mod read;
 mod scan;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use append::{AppendError, Appended, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, QUEUE_ITEMS_MAX};
 pub use connect::{Database, DatabaseError};
+pub use floor::floor;
 pub use follow::{Feed, RING_BYTES_MAX, RING_EVENTS_MAX, Since, others_follow};
 pub use read::{EventFilter, READ_EVENTS_MAX};
 pub use scan::{

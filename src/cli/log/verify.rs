@@ -32,6 +32,10 @@ pub struct Args {
     /// Secrets of callbacks, separated by commas, to check their signatures again
     #[arg(long, env = "MILEPOST_CALLBACK_SECRETS", hide_env_values = true)]
     callback_secrets: Option<String>,
+    /// Where the oldest events are, where they are archived; without it they are not read, only
+    /// what was sealed of them
+    #[arg(long)]
+    archive: Option<PathBuf>,
     /// Connections to read over
     #[arg(long, default_value_t = CONNECTIONS)]
     connections: usize,
@@ -51,7 +55,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let directory = directory.clone();
             tokio::task::spawn_blocking(move || bundle::verify(&directory, trust)).await??
         }
-        None => verify::database(&args.place.database()?, trust, args.connections).await?,
+        None => {
+            let archive = args.archive.as_deref();
+            verify::database(&args.place.database()?, trust, args.connections, archive).await?
+        }
     };
     let seconds = begun.elapsed().as_secs_f64();
     if args.json {
@@ -108,6 +115,14 @@ fn print(report: &Report, pinned: bool, seconds: f64) {
     if let Some(root) = report.root {
         println!("{sealed} of them are sealed, under the root {root}");
     }
+    if report.archived > 0 {
+        println!(
+            "{} events are archived in {} and were not read: of them only hashes were checked. Give \
+             --archive to read them too",
+            report.archived,
+            report.archives.join(", "),
+        );
+    }
     if report.callbacks + report.callbacks_unchecked > 0 {
         println!(
             "{} signatures of callbacks hold, {} could not be checked: their body was kept as a hash, \
@@ -138,6 +153,8 @@ fn as_json(report: &Report, pinned: bool, seconds: f64) -> serde_json::Value {
         "verified": report.is_clean(),
         "keys_pinned": pinned,
         "events": report.events,
+        "archived_unread": report.archived,
+        "archives": report.archives,
         "streams": report.streams,
         "sealed": report.sealed,
         "root": report.root.map(|root| root.to_string()),

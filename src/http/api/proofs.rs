@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::app::App;
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
+use crate::ledger::Leaf;
 use crate::ledger::proof::Plan;
 use crate::ledger::store::{self, ProofError};
-use crate::ledger::Leaf;
 use crate::log::EventFilter;
 
 /// What an inclusion is asked by.

@@ -276,7 +276,10 @@ mod tests {
         // Names of attributes are small letters and digits, at most twenty.
         for name in event.as_object().unwrap().keys().filter(|name| *name != "data_base64") {
             assert!(name.len() <= 20, "{name}");
-            assert!(name.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit()), "{name}");
+            assert!(
+                name.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit()),
+                "{name}"
+            );
         }
     }
 }

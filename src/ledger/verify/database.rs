@@ -1,12 +1,16 @@
 //! An audit of the log where it lives: events, tiles, checkpoints and keys from the database.
 
+use std::path::Path;
+
 use futures_util::StreamExt as _;
 use milepost_schemas::Position;
 use tokio_postgres::{Client, IsolationLevel};
 
+use super::archived::{from_archive, from_kept};
 use super::events::{Auditor, Examiner, SealedHash};
 use super::finding::Problem;
 use super::{Report, Told, Trust};
+use crate::ledger::archive::{self, ArchiveError};
 use crate::ledger::hash::{HASH_BYTES, Hash};
 use crate::ledger::read::{GAPS_MAX, Piece, leaves};
 use crate::ledger::tree::{TILE_WIDTH, Tile, TileId};
@@ -16,26 +20,41 @@ use crate::log::{Database, DatabaseError};
 /// Tiles of level 0 read at once: 512 KiB.
 const TILES_AT_ONCE: i64 = 64;
 
-/// Audits the log in a database, reading events over so many connections at once.
+/// Audits the log in a database, reading events over so many connections at once, and those that
+/// are archived from the directory of the archive. Without one, what was sealed of them and what
+/// stays of them is audited, and the report says that they were not read.
 ///
 /// # Errors
-/// [`DatabaseError`] when it cannot be asked. What is wrong with the log stands in the report.
+/// [`ArchiveError`] when the database cannot be asked, or a range is not in the archive. What is
+/// wrong with the log stands in the report.
 pub async fn database(
     database: &Database,
     trust: Trust,
     connections: usize,
-) -> Result<Report, DatabaseError> {
+    archive: Option<&Path>,
+) -> Result<Report, ArchiveError> {
     let (mut client, _gone) = database.dedicated().await?;
     let (told, outside) = told(&mut client).await?;
-    let head = told.head;
+    let (head, archived) = (told.head, told.archived.clone());
     let examiner = Examiner::new(&trust.secrets);
     let mut auditor = Auditor::new(told, trust);
     for position in outside {
         auditor.find(position, Problem::Outside { head });
     }
     let mut tiles = Tiles::new(&client, auditor.sealed_size());
+    let floor = archived.last().map_or(Position::START, |range| Position(range.last));
+    for range in &archived {
+        match archive {
+            Some(directory) => {
+                from_archive(&client, directory, range, &examiner, &mut tiles, &mut auditor)
+                    .await?;
+            }
+            None => from_kept(&client, range, &examiner, &mut tiles, &mut auditor).await?,
+        }
+        compare_filled(&client, &mut auditor).await?;
+    }
     let examine = move |position, leaf: &Leaf<'_>| examiner.examine(position, leaf);
-    let (after, upto) = (Position::START, Position(head));
+    let (after, upto) = (floor, Position(head));
     let mut chunks = std::pin::pin!(leaves(database, after, upto, connections, examine));
     while let Some(piece) = chunks.next().await {
         match piece? {
@@ -91,8 +110,9 @@ async fn told(client: &mut Client) -> Result<(Told, Vec<u64>), DatabaseError> {
     let outside = outside.iter().map(|row| row.get::<_, i64>(0).max(0) as u64).collect();
     let checkpoints = store::checkpoints(&transaction).await?;
     let keys = store::keys(&transaction).await?;
+    let archived = archive::ranges(&transaction).await?;
     transaction.commit().await?;
-    Ok((Told { epoch, head: size as u64, checkpoints, keys }, outside))
+    Ok((Told { epoch, head: size as u64, checkpoints, keys, archived }, outside))
 }
 
 async fn compare_filled(client: &Client, auditor: &mut Auditor) -> Result<(), DatabaseError> {
@@ -140,7 +160,7 @@ async fn find_stray_tiles(client: &Client, auditor: &mut Auditor) -> Result<(), 
 }
 
 /// The stored tiles of level 0, read in order.
-struct Tiles<'a> {
+pub(super) struct Tiles<'a> {
     client: &'a Client,
     sealed: u64,
     /// The index of the first tile that is held.
@@ -156,7 +176,7 @@ impl<'a> Tiles<'a> {
     }
 
     /// What was sealed at a position; positions are asked for in order.
-    async fn at(
+    pub(super) async fn at(
         &mut self,
         position: u64,
         auditor: &mut Auditor,

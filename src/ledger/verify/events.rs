@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use milepost_schemas::event::{LogEpochBegun, LogKeyRotated};
+use milepost_schemas::event::{LogEpochBegun, LogKeyRotated, LogRangeArchived};
 use milepost_schemas::{CallbackEvidence, EventType};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -50,6 +50,7 @@ enum Signed {
 enum Tells {
     Rotation(LogKeyRotated),
     Epoch(LogEpochBegun),
+    Archived(LogRangeArchived),
 }
 
 /// Looks at events one by one; cheap to clone, and the same on every thread.
@@ -85,7 +86,8 @@ impl Examiner {
 
     fn check_callback(&self, header: &[u8]) -> Signed {
         // Only what came as a callback has a form of signature.
-        if self.secrets.is_empty() || memchr::memmem::find(header, b"\"signature_form\"").is_none() {
+        if self.secrets.is_empty() || memchr::memmem::find(header, b"\"signature_form\"").is_none()
+        {
             return Signed::NotAsked;
         }
         let header: Result<Header, _> = serde_json::from_slice(header);
@@ -106,6 +108,8 @@ fn tells(leaf: &Leaf<'_>) -> Option<Tells> {
         serde_json::from_slice(leaf.body).ok().map(Tells::Rotation)
     } else if leaf.code == EventType::LogEpochBegun.code() {
         serde_json::from_slice(leaf.body).ok().map(Tells::Epoch)
+    } else if leaf.code == EventType::LogRangeArchived.code() {
+        serde_json::from_slice(leaf.body).ok().map(Tells::Archived)
     } else {
         None
     }
@@ -154,6 +158,9 @@ pub struct Auditor {
     roots: HashMap<u64, Roots>,
     rotations: Vec<Rotation>,
     epochs: Vec<LogEpochBegun>,
+    archives: Vec<LogRangeArchived>,
+    /// Of streams not all events are taken: their versions only grow.
+    sparse: bool,
     /// Tiles above level 0 that were filled, as the events and as the sealed hashes give them.
     upper: Vec<(Tile, Option<Tile>)>,
     report: Report,
@@ -185,6 +192,8 @@ impl Auditor {
             roots: HashMap::new(),
             rotations: Vec::new(),
             epochs: Vec::new(),
+            archives: Vec::new(),
+            sparse: false,
             upper: Vec::new(),
             report: Report::default(),
             findings_max: FINDINGS_MAX,
@@ -205,6 +214,26 @@ impl Auditor {
             None => self.find(self.next(), Problem::Missing),
         }
         self.append(event.map(|event| event.leaf), sealed);
+    }
+
+    /// Goes on behind an event that is archived and is not read.
+    pub fn take_archived(&mut self, sealed: SealedHash) {
+        self.report.archived += 1;
+        self.append(None, sealed);
+    }
+
+    /// Whether what comes is only a part of each stream, as it stays of archived ranges.
+    pub fn set_sparse(&mut self, sparse: bool) {
+        self.sparse = sparse;
+    }
+
+    /// Compares an event that stays in the database beside its archive with what was sealed.
+    pub fn compare_kept(&mut self, position: u64, found: Hash, sealed: SealedHash) {
+        if let SealedHash::Hash(sealed) = sealed
+            && found != sealed
+        {
+            self.disagreements.push(Disagreement { position, found, sealed });
+        }
     }
 
     /// Goes on behind an event of which it was said what is wrong.
@@ -239,7 +268,8 @@ impl Auditor {
         let version = self.versions.entry(event.stream).or_insert(0);
         let expected = *version + 1;
         *version = event.version;
-        if event.version != expected {
+        let fits = event.version == expected || (self.sparse && event.version > expected);
+        if !fits {
             let (stream, found) = (event.stream, event.version);
             self.find(event.position, Problem::Version { stream, expected, found });
         }
@@ -256,6 +286,7 @@ impl Auditor {
         match &event.tells {
             None => {}
             Some(Tells::Epoch(begun)) => self.epochs.push(begun.clone()),
+            Some(Tells::Archived(archived)) => self.archives.push(archived.clone()),
             Some(Tells::Rotation(rotated)) => self.rotations.push(Rotation {
                 position: event.position,
                 former: rotated.former_key.clone(),
@@ -363,17 +394,13 @@ impl Auditor {
         self.findings_max = 4 * FINDINGS_MAX;
         let mut findings = Vec::new();
         let Told { keys: listed, checkpoints, .. } = &self.told;
-        let keys = Keys::follow(
-            listed,
-            &self.trust.keys,
-            &self.rotations,
-            checkpoints,
-            &mut findings,
-        );
+        let keys =
+            Keys::follow(listed, &self.trust.keys, &self.rotations, checkpoints, &mut findings);
         for finding in findings {
             self.find(finding.position, finding.problem);
         }
         self.check_epochs();
+        self.check_archives();
         let signed = self.check_checkpoints(&keys);
         let kept = self.check_kept(&keys);
         self.judge([&signed[..], &kept].concat());
@@ -387,8 +414,7 @@ impl Auditor {
         report.sealed = last.map_or(0, |(size, _)| *size);
         report.root = last.and_then(|(size, _)| self.roots.get(size)).map(|it| it.of_events);
         report.streams = streams;
-        report.last_recorded_at =
-            jiff::Timestamp::from_microsecond(self.last_recorded_at_us).ok();
+        report.last_recorded_at = jiff::Timestamp::from_microsecond(self.last_recorded_at_us).ok();
         // What is of no position comes last.
         report.findings.sort_by_key(|finding| finding.position.wrapping_sub(1));
         report.findings.truncate(FINDINGS_MAX);
@@ -409,6 +435,23 @@ impl Auditor {
         for (former, epoch) in untold {
             self.find(0, Problem::Epoch { former, epoch });
         }
+    }
+
+    /// What is said to be archived must be told of, in a log that is sealed.
+    fn check_archives(&mut self) {
+        for range in std::mem::take(&mut self.told.archived) {
+            let told = self.archives.iter().any(|it| {
+                (it.first, it.last, it.kept_events) == (range.first, range.last, range.kept_events)
+                    && it.kept_root == hex::encode(&range.kept_root)
+            });
+            if !told {
+                self.find(range.first, Problem::Unarchived { last: range.last });
+            }
+            if self.report.archived > 0 {
+                self.report.archives.push(range.location);
+            }
+        }
+        self.report.archives.dedup();
     }
 
     /// How many events of an epoch the log still has.

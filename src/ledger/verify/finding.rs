@@ -35,7 +35,9 @@ pub enum Problem {
     #[error("the event is missing")]
     Missing,
     /// There is an event, and no Milepost wrote it.
-    #[error("the event is none that could have been recorded: a field is null, or out of its range")]
+    #[error(
+        "the event is none that could have been recorded: a field is null, or out of its range"
+    )]
     Torn,
     /// Too much is missing to go on.
     #[error("there are more than {gaps} gaps: the audit ends here")]
@@ -50,7 +52,9 @@ pub enum Problem {
         head: u64,
     },
     /// The event is not the one that was sealed.
-    #[error("the event is not the one that was sealed: its leaf is {found}, and {sealed} was signed")]
+    #[error(
+        "the event is not the one that was sealed: its leaf is {found}, and {sealed} was signed"
+    )]
     Changed {
         /// The leaf's hash as the event gives it.
         found: Hash,
@@ -165,6 +169,28 @@ pub enum Problem {
         key: String,
         /// Why not.
         why: &'static str,
+    },
+    /// An archive does not hold what it should.
+    #[error("the archive cannot be read from here on: {0}")]
+    Archive(String),
+    /// Events are said to be archived, and nothing vouches for it.
+    #[error("the events up to {last} are not here, as if archived, and no event says so")]
+    Unarchived {
+        /// The last position of the range.
+        last: u64,
+    },
+    /// Events that stay of an archived range are others than those that stayed.
+    #[error(
+        "of the archived events up to {last}, {expected} stayed here; {found} are there now, or \
+         they are others"
+    )]
+    Kept {
+        /// The last position of the range.
+        last: u64,
+        /// Events that stayed.
+        expected: u64,
+        /// Events that are there.
+        found: u64,
     },
     /// Nothing was signed.
     #[error("no trusted checkpoint covers any of the {head} events")]

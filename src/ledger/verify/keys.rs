@@ -34,8 +34,9 @@ impl Keys {
     ) -> Self {
         let mut keys = Self::default();
         // A new epoch has another name, not another key: what vouches is the public key.
-        let is_trusted =
-            |key: &VerifierKey| trusted.is_empty() || trusted.iter().any(|it| it.public == key.public);
+        let is_trusted = |key: &VerifierKey| {
+            trusted.is_empty() || trusted.iter().any(|it| it.public == key.public)
+        };
         let mut met = trusted.is_empty();
         for (index, it) in listed.iter().enumerate() {
             let mut refuse = |why| {

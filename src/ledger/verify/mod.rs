@@ -7,6 +7,7 @@
 //! What this cannot find by itself: that the newest checkpoints were taken away together with all
 //! that they covered. Whoever has kept one of them, and names it, finds that as well.
 
+mod archived;
 mod database;
 mod events;
 mod finding;
@@ -14,6 +15,7 @@ mod keys;
 
 use jiff::Timestamp;
 
+use super::archive::ArchivedRange;
 use super::note::VerifierKey;
 use super::store::{ListedKey, SignedCheckpoint};
 use crate::intake::github::Secret;
@@ -45,6 +47,8 @@ pub struct Told {
     pub checkpoints: Vec<SignedCheckpoint>,
     /// The public keys, by epoch and size.
     pub keys: Vec<ListedKey>,
+    /// The ranges whose events are archived, by position.
+    pub archived: Vec<ArchivedRange>,
 }
 
 /// What came out.
@@ -52,6 +56,10 @@ pub struct Told {
 pub struct Report {
     /// Events read.
     pub events: u64,
+    /// Events that are archived and were not read: what was sealed of them stands in for them.
+    pub archived: u64,
+    /// Where those are, as the operator named it.
+    pub archives: Vec<String>,
     /// The position up to which a trusted checkpoint covers them.
     pub sealed: u64,
     /// The root over those, as the events give it; empty where nothing is sealed.
