@@ -7,7 +7,7 @@ RUNNING := postgresql jq openssl curl
 TESTING := $(RUNNING) chromium chromium-driver python3-yaml
 # What needs Ansible and the linters beside Rust gets them from .ci/python-tools.
 PYTHON := python3 python3-venv
-MEASURING := $(RUNNING) nginx libnginx-mod-nchan
+MEASURING := $(RUNNING) nginx libnginx-mod-nchan time
 
 .PHONY: run test test-playbooks test-hosts bench lint fmt
 

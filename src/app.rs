@@ -86,6 +86,8 @@ impl App {
         views::start(Arc::clone(self));
         if let Some(path) = &self.config.seal_key_file {
             ledger::seal::start(Arc::clone(self), KeyFile::new(path.clone()));
+        } else {
+            tracing::info!("MILEPOST_SEAL_KEY_FILE is not set: this process does not seal the log");
         }
         work::start(Arc::clone(self), format!("{}@{}", std::process::id(), self.config.listen));
     }

@@ -158,6 +158,14 @@ pub fn compare(results: &[Value]) -> Vec<Comparison> {
     figure("resume", "events/s", resume, "/per_second", Target::AtLeast(150_000.0));
     figure("resume, lost", "events", resume, "/lost", Target::AtMost(0.0));
     figure("resume, repeated", "events", resume, "/repeated", Target::AtMost(0.0));
+    let rates =
+        |measure, target| Series { measure, target, size: None }.figures(results, "/per_second");
+    let (ratio, rounds) = paired_ratio(&rates("verify", "milepost"), &rates("verify", "copy"));
+    let name = "verified events/s, of a plain read's".to_owned();
+    found.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.7)));
+    let (ratio, rounds) = paired_ratio(&rates("seal", "sealed"), &rates("seal", "unsealed"));
+    let name = "callbacks/s with sealing, of those without".to_owned();
+    found.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.95)));
     let ours = burst("milepost").figures(results, "/per_second");
     let theirs = burst("nchan").figures(results, "/per_second");
     let name = "burst deliveries/s at 10,000, of nchan's".to_owned();

@@ -1065,12 +1065,12 @@ pub struct LogEpochBegun {
     pub former_epoch: i64,
     /// The epoch that has begun, in seconds since 1970.
     pub epoch: i64,
-    /// How many events of the former epoch are in the log.
+    /// How many events the log had when it began.
     pub size: u64,
-    /// How many events it had when its last known checkpoint was signed; absent where nobody knows.
+    /// How many events were signed in the epoch before; absent where nobody here knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_size: Option<u64>,
-    /// Who says so.
+    /// Who says so: a user of the machine.
     pub begun_by: String,
     /// Why.
     pub reason: String,

@@ -15,6 +15,7 @@ pub mod path;
 pub mod proof;
 pub mod range;
 pub mod read;
+pub mod refusal;
 pub mod seal;
 pub mod store;
 pub mod tree;

@@ -10,6 +10,7 @@ mod faults;
 mod github_dispatch;
 mod harness;
 mod leases;
+mod ledger;
 mod log_scan;
 mod postgres;
 mod rehearsal;

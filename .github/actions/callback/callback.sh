@@ -15,6 +15,9 @@
 #               GitHub how the run ended.
 #   failed      tried for minutes, within what GitHub leaves to a run that was cancelled.
 #
+# What is told, heartbeats apart, is answered with a receipt: the event's hash and the latest signed
+# checkpoint of the log. Printed here they are kept where nobody who changes the log gets at them.
+#
 # What looks like a variable in single quotes is one of jq's.
 set -euo pipefail
 
@@ -31,9 +34,13 @@ failed_for=${MILEPOST_FAILED_FOR:-180}
 # What Milepost keeps of an error.
 words_bytes_max=10240
 
+# What the answer is asked to carry.
+prefer=
+
 main() {
   local says=$1 body
   body=$(body_of "$says")
+  [[ $says == heartbeat ]] || prefer=receipt
   case $says in
     started) { insist "$started_for" "$body" && is_applied; } || refuse_to_go_on ;;
     step | heartbeat) insist 0 "$body" || complain "the $says callback was not taken; the run goes on" ;;
@@ -89,7 +96,10 @@ insist() {
   while true; do
     post "$id" "$body"
     case $status in
-      2??) return 0 ;;
+      2??)
+        print_receipt
+        return 0
+        ;;
       400 | 401 | 409 | 413 | 415 | 422) return 1 ;;
     esac
     ((SECONDS < until)) || return 1
@@ -109,7 +119,7 @@ post() {
       --connect-timeout "$answer_timeout" --max-time "$answer_timeout" \
       --header 'Content-Type: application/json' \
       --header "webhook-id: $id" --header "webhook-timestamp: $timestamp" \
-      --header "webhook-signature: v1,$signature" \
+      --header "webhook-signature: v1,$signature" ${prefer:+--header "Prefer: $prefer"} \
       --data-binary @- --write-out '\n%{http_code}' --url "$MILEPOST_CALLBACK_URL") || true
   status=${printed##*$'\n'}
   answer=${printed%$'\n'*}
@@ -143,6 +153,13 @@ key_bytes() {
 
 hex() {
   od -An -v -tx1 | tr -d ' \n'
+}
+
+# A line that begins with a word of its own is no command to the runner, whatever it says.
+print_receipt() {
+  jq -r '.receipt? // empty
+    | "position \(.position), leaf \(.leaf_hash)\n\(.checkpoint // "no checkpoint yet")"
+    | split("\n")[] | "receipt: \(.)"' <<<"${answer:-null}" 2>/dev/null || true
 }
 
 # --- what it comes to --------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ const FIGURES: &[(&str, &[(&str, &str)])] = &[
     ),
     ("idle", &[("/bytes_per_stream", "bytes a stream")]),
     ("resume", &[("/per_second", "events/s"), ("/first_event_ms", "first event ms")]),
+    ("verify", &[("/per_second", "events/s"), ("/seconds", "s"), ("/peak_mib", "most memory MiB")]),
+    ("seal", &[("/per_second", "callbacks/s"), ("/p99_ms", "p99 ms")]),
 ];
 
 /// Prints medians (smallest to largest round) and compares them with the targets.

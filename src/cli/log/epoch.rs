@@ -41,9 +41,9 @@ async fn begin(args: &Args, url: String) -> anyhow::Result<()> {
     anyhow::ensure!(!reason.is_empty(), EpochError::Reason);
     let former = epoch::raise(&Database::new(&url)?, Clock.now()).await?;
     let app = App::open(Config::of_tool(url), CancellationToken::new()).await?;
-    let (by, deadline) = (operator(), Instant::now() + APPEND_TIMEOUT);
+    let (user, deadline) = (operator(), Instant::now() + APPEND_TIMEOUT);
     let file = args.place.key_file();
-    let position = epoch::record(&app, former, by, reason, Some(&file), deadline).await?;
+    let position = epoch::record(&app, former, user, reason, Some(&file), deadline).await?;
     println!(
         "Epoch {} has begun with position {position}, after epoch {former}. Subscribers begin anew; \
          checkpoints are signed under a new origin.",

@@ -9,7 +9,7 @@ use crate::ledger::bundle::{self, Format};
 pub struct Args {
     /// The directory; parts that are in it stay
     directory: PathBuf,
-    /// Lines of JSON, or batches of CloudEvents 1.0
+    /// Lines of JSON, or batches of `CloudEvents` 1.0
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]
     format: Format,
     /// Where the oldest events are, where they are archived

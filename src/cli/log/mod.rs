@@ -98,10 +98,9 @@ impl Place {
     }
 }
 
-/// Who works here, as events name people.
+/// Who works here.
 fn operator() -> String {
-    let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
-    format!("operator:{user}")
+    std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned())
 }
 
 pub async fn run(command: Command) -> anyhow::Result<ExitCode> {

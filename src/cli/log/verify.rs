@@ -55,10 +55,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let directory = directory.clone();
             tokio::task::spawn_blocking(move || bundle::verify(&directory, trust)).await??
         }
-        None => {
-            let archive = args.archive.as_deref();
-            verify::database(&args.place.database()?, trust, args.connections, archive).await?
-        }
+        None => verify::database(&args.place.database()?, trust, args.connections).await?,
     };
     let seconds = begun.elapsed().as_secs_f64();
     if args.json {
@@ -86,7 +83,7 @@ fn trust(args: &Args) -> anyhow::Result<Trust> {
     let secrets = args.callback_secrets.as_deref().unwrap_or_default();
     let secrets = secrets.split(',').map(str::trim).filter(|secret| !secret.is_empty());
     let secrets = secrets.map(Secret::new).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
-    Ok(Trust { keys, notes, secrets })
+    Ok(Trust { keys, notes, secrets, archive: args.archive.clone() })
 }
 
 /// A key as it stands, or those in a file.

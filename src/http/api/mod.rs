@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod nodes;
 pub mod proofs;
 pub mod queue;
+pub mod receipt;
 pub mod session;
 pub mod streams;
 pub mod tiles;

@@ -42,7 +42,7 @@ pub async fn checkpoint(State(app): State<Arc<App>>) -> Result<Response, Problem
 
 /// Every key that checkpoints were signed with.
 #[derive(Debug, Serialize)]
-pub struct Keys {
+pub struct SealingKeys {
     keys: Vec<Key>,
 }
 
@@ -59,7 +59,7 @@ struct Key {
 ///
 /// # Errors
 /// 503 when the database cannot be asked.
-pub async fn keys(State(app): State<Arc<App>>) -> Result<Json<Keys>, Problem> {
+pub async fn keys(State(app): State<Arc<App>>) -> Result<Json<SealingKeys>, Problem> {
     let client = app.log.database().get().await?;
     let listed = store::keys(&**client).await?;
     let next = listed.iter().skip(1).map(Some).chain([None]);
@@ -69,7 +69,7 @@ pub async fn keys(State(app): State<Arc<App>>) -> Result<Json<Keys>, Problem> {
         to_size: next.filter(|next| next.epoch == key.epoch).map(|next| next.from_size),
         verifier_key: key.verifier_key.clone(),
     });
-    Ok(Json(Keys { keys: keys.collect() }))
+    Ok(Json(SealingKeys { keys: keys.collect() }))
 }
 
 /// `GET /log/tile/<L>/<N>[.p/<W>]`: hashes of the tree.

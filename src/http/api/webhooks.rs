@@ -10,6 +10,7 @@ use milepost_schemas::{Callback, CallbackKind, JobId, Metadata, Position, Stream
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::receipt::{self, Receipt};
 use super::workflow_runs;
 use crate::app::App;
 use crate::domain::{JobAnswer, JobCommand};
@@ -34,6 +35,8 @@ pub struct Received {
     position: Position,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<Receipt>,
 }
 
 /// Takes one callback.
@@ -63,13 +66,17 @@ pub async fn github(State(app): State<Arc<App>>, request: Request) -> Result<Res
             .with("reason", over.as_str())
             .with("position", position.0));
     }
-    Ok(Json(Received::new(position, reason.map(NotApplied::as_str))).into_response())
+    let mut received = Received::new(position, reason.map(NotApplied::as_str));
+    if receipt::is_preferred(&headers) {
+        received.receipt = receipt::of(&app, position).await;
+    }
+    Ok(Json(received).into_response())
 }
 
 impl Received {
     /// The answer for an event at a place of the log; with a reason it changed nothing.
     pub(super) fn new(position: Position, reason: Option<&'static str>) -> Self {
-        Self { received: true, applied: reason.is_none(), position, reason }
+        Self { received: true, applied: reason.is_none(), position, reason, receipt: None }
     }
 }
 

@@ -68,7 +68,7 @@ async fn restore_range(
     if !matches!(last_told(app, first).await?, Some(Event::LogRangeRestored(_))) {
         let location = directory.display().to_string();
         let event = LogRangeRestored { first, last, location, restored_by: by.to_owned() };
-        record(app, event.into(), by.to_owned()).await?;
+        record(app, event.into(), "system:restore").await?;
     }
     // The table it was, where it was left here.
     swap::remove(client, &detached(&part)).await?;

@@ -178,10 +178,7 @@ async fn record_unless_told(app: &App, told: LogRangeArchived) -> Result<(), Arc
     };
     match last_told(app, told.first).await? {
         Some(Event::LogRangeArchived(event)) if by_hand(&event) == told => Ok(()),
-        _ => {
-            let by = told.archived_by.clone();
-            record(app, told.into(), by).await
-        }
+        _ => record(app, told.into(), "system:archive").await,
     }
 }
 
@@ -197,12 +194,12 @@ pub(super) async fn last_told(app: &App, first: u64) -> Result<Option<Event>, Da
     Ok(events.into_iter().find(|event| of_range(event)).cloned())
 }
 
-pub(super) async fn record(app: &App, event: Event, by: String) -> Result<(), ArchiveError> {
+pub(super) async fn record(app: &App, event: Event, actor: &str) -> Result<(), ArchiveError> {
     let decision = Decision {
         events: vec![(StreamId::LEDGER, event)],
         expected: vec![(StreamId::LEDGER, Expected::Any)],
         metadata: Arc::new(Metadata {
-            actor: by,
+            actor: actor.to_owned(),
             correlation_id: StreamId::LEDGER.0,
             causation_id: None,
             callback: None,

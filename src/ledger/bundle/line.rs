@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::ledger::{Hash, Leaf};
 
-/// The reverse-domain name before an event's type, as CloudEvents asks for one.
+/// The reverse-domain name before an event's type, as `CloudEvents` asks for one.
 const TYPE_PREFIX: &str = "dev.milepost.";
 
 /// An event of an export.
@@ -58,7 +58,7 @@ struct Jsonl {
     leaf_hash: String,
 }
 
-/// A member of `events/*.json`. Attributes beyond those of CloudEvents have its names: small letters
+/// A member of `events/*.json`. Attributes beyond those of `CloudEvents` have its names: small letters
 /// and digits; what may be larger than 2^31 is text.
 #[derive(Serialize, Deserialize)]
 struct CloudEvent {
@@ -135,7 +135,7 @@ impl Line {
         serde_json::to_string(&line).expect("a line is plain data")
     }
 
-    /// As a CloudEvent of a log.
+    /// As a `CloudEvent` of a log.
     pub fn to_cloudevent(&self, origin: &str, epoch: i64) -> String {
         let (header, headerbase64) = text_or_base64(&self.header);
         // Only what would come back as the same bytes goes in as JSON.
@@ -183,7 +183,7 @@ impl Line {
         })
     }
 
-    /// Reads a CloudEvent.
+    /// Reads a `CloudEvent`.
     ///
     /// # Errors
     /// In words.

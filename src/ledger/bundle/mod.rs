@@ -8,7 +8,7 @@
 //! | `keys.json` | the public keys, each with the size from which on it signed |
 //! | `proofs.jsonl` | for the first and last event of each part that they are in the tree, and from each checkpoint to the next that the log only grew |
 //! | `events/<first position>.jsonl` | 16,384 events each, a line of JSON an event |
-//! | `events/<first position>.json` | or the same as a CloudEvents 1.0 batch |
+//! | `events/<first position>.json` | or the same as a `CloudEvents` 1.0 batch |
 //!
 //! The bytes of header and body are in it exactly: as the text of a string, or where they are no
 //! text as base64. A part is there whole or not at all, so an export that broke off goes on where it
@@ -42,7 +42,7 @@ pub const BUNDLE_VERSION: u32 = 1;
 pub enum Format {
     /// A line of JSON an event.
     Jsonl,
-    /// Batches of CloudEvents 1.0 in JSON.
+    /// Batches of `CloudEvents` 1.0 in JSON.
     Cloudevents,
 }
 

@@ -5,7 +5,8 @@ use std::path::Path;
 use tokio_postgres::{Client, Row};
 
 use super::database::Tiles;
-use super::events::{Auditor, Examiner};
+use super::events::Auditor;
+use super::examine::Examiner;
 use super::finding::Problem;
 use crate::ledger::archive::{self, ArchiveError, ArchivedRange, Reader};
 use crate::ledger::hash::Hash;

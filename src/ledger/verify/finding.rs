@@ -34,6 +34,12 @@ pub enum Problem {
     /// There is no event.
     #[error("the event is missing")]
     Missing,
+    /// There are no events up to where the log says that it ends.
+    #[error("the events from here to {head}, where the log says that it ends, are missing")]
+    MissingUpTo {
+        /// The log's last position.
+        head: u64,
+    },
     /// There is an event, and no Milepost wrote it.
     #[error(
         "the event is none that could have been recorded: a field is null, or out of its range"

@@ -75,9 +75,11 @@ impl Keys {
         keys
     }
 
-    /// Whether a key of this epoch may sign.
-    pub fn has(&self, epoch: i64) -> bool {
-        self.by_epoch.get(&epoch).is_some_and(|keys| !keys.is_empty())
+    /// Whether there is a key that may have signed the tree of that size. What was signed before the
+    /// first key that is trusted, that one has signed again.
+    pub fn cover(&self, epoch: i64, size: u64) -> bool {
+        let first = self.by_epoch.get(&epoch).and_then(|keys| keys.first());
+        first.is_some_and(|(from, _)| *from <= size)
     }
 
     /// Reads a note of an epoch; a key that was in force at its size must have signed it.

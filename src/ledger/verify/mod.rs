@@ -10,8 +10,12 @@
 mod archived;
 mod database;
 mod events;
+mod examine;
 mod finding;
+mod judge;
 mod keys;
+
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 
@@ -21,7 +25,8 @@ use super::store::{ListedKey, SignedCheckpoint};
 use crate::intake::github::Secret;
 
 pub use database::database;
-pub use events::{Auditor, Examined, Examiner, SealedHash};
+pub use events::{Auditor, SealedHash};
+pub use examine::{Examined, Examiner};
 pub use finding::{FINDINGS_MAX, Finding, Problem};
 
 /// What the auditor brings along.
@@ -34,6 +39,8 @@ pub struct Trust {
     pub notes: Vec<String>,
     /// The secrets of callbacks, to check their signatures again.
     pub secrets: Vec<Secret>,
+    /// Where the oldest events are, where they are archived.
+    pub archive: Option<PathBuf>,
 }
 
 /// What is told of a log beside its events.

@@ -1,0 +1,240 @@
+//! Sealing as it goes on: its leader, its keys, its epochs.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use milepost::ledger::note::{Note, open};
+use milepost::ledger::verify::{Problem, Trust};
+use reqwest::Method;
+use serde_json::Value;
+
+use super::{audit, audit_with, checkpoint, key, key_file, log, record, sealed};
+use crate::harness::{Client, Options, Server, sql, wait_until};
+
+async fn seal_refused(client: &Client) -> bool {
+    let request = client.request(Method::GET, "/metrics").bearer_auth(&client.token);
+    let metrics = client.send(request).await;
+    metrics.text().lines().any(|line| line == "milepost_seal_refused 1")
+}
+
+async fn wait_for_refusal(client: &Client) {
+    wait_until("sealing is refused", || async { seal_refused(client).await.then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_servers_one_seals_and_the_other_takes_over() {
+    let mut first = Server::start().await;
+    record(&first.client(), 20).await;
+    sealed(&first.client()).await;
+    // Another machine that has the same key.
+    let dir = first.dir().join("seal-key.pem");
+    let second = Server::beside(&first).await;
+    std::fs::copy(&dir, second.dir().join("seal-key.pem")).unwrap();
+    record(&second.client(), 20).await;
+    let (size, _) = sealed(&second.client()).await;
+    first.kill().await;
+    record(&second.client(), 20).await;
+    let (later, note) = sealed(&second.client()).await;
+    assert!(later > size);
+    assert_eq!(open(&note, &[key(&second.client()).await]).unwrap().size, later);
+    let report = audit(&second).await;
+    assert!(report.is_clean(), "{:?}", report.findings);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_with_another_key_refuses_to_seal() {
+    let mut first = Server::start().await;
+    record(&first.client(), 5).await;
+    let (_, note) = sealed(&first.client()).await;
+    first.stop().await;
+    let second = Server::beside(&first).await;
+    key_file(second.dir()).add().unwrap();
+    record(&second.client(), 5).await;
+    wait_for_refusal(&second.client()).await;
+    assert_eq!(checkpoint(&second.client()).await.unwrap().1, note);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_is_made_at_first_use_and_is_nowhere_in_the_database() {
+    let server = Server::start().await;
+    let client = server.client();
+    let file = server.dir().join("seal-key.pem");
+    assert!(!file.exists());
+    client.job("mari").await;
+    sealed(&client).await;
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let owner = sql(&server.database_url()).await;
+    let rows = owner.query("SELECT verifier_key FROM sealing_key", &[]).await.unwrap();
+    let listed: String = rows[0].get(0);
+    assert_eq!((rows.len(), listed), (1, key(&client).await.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_rotated_by_both_and_the_log_says_so() {
+    let mut server = Server::start().await;
+    let client = server.client();
+    record(&client, 10).await;
+    sealed(&client).await;
+    let former = key(&client).await;
+    let (code, words) = log(&server, &["rotate-key"]).await;
+    assert_eq!(code, Some(0), "{words}");
+    let new = wait_until("the new key signs", || async {
+        Some(key(&client).await).filter(|key| *key != former)
+    })
+    .await;
+    let events = client.read("/api/events?type=LogKeyRotated").await;
+    assert_eq!(events["events"][0]["data"]["key"], new.to_string());
+    assert_eq!(events["events"][0]["data"]["former_key"], former.to_string());
+    let (_, note) = sealed(&client).await;
+    let both = [former.clone(), new.clone()];
+    assert_eq!(Note::parse(&note).unwrap().signers(&both).unwrap().len(), 2);
+    record(&client, 10).await;
+    let (_, note) = sealed(&client).await;
+    assert!(open(&note, std::slice::from_ref(&new)).is_ok());
+    assert!(open(&note, std::slice::from_ref(&former)).is_err());
+    let answer = client.send(client.request(Method::GET, "/log/keys")).await;
+    let keys: Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(keys["keys"][0]["to_size"], keys["keys"][1]["from_size"]);
+    // Who trusts the first key trusts the second by it.
+    let trust = Trust { keys: vec![former.clone()], ..Trust::default() };
+    let report = audit_with(&server, trust.clone()).await;
+    assert!(report.is_clean(), "{:?}", report.findings);
+    // What was signed before the second key, that one has signed again.
+    let later = Trust { keys: vec![new.clone()], ..Trust::default() };
+    let report = audit_with(&server, later).await;
+    assert!(report.is_clean(), "{:?}", report.findings);
+    // Without the signature of the first one it is only a key.
+    server.stop().await;
+    let owner = sql(&server.database_url()).await;
+    let cut = "UPDATE checkpoint SET note = regexp_replace(note, E'\\n— [^\\n]+\\n—', E'\\n—') \
+         WHERE size = (SELECT max(from_size) FROM sealing_key)";
+    assert_eq!(owner.execute(cut, &[]).await.unwrap(), 1);
+    let report = audit_with(&server, trust).await;
+    assert!(report.findings.iter().any(|it| matches!(it.problem, Problem::Key { .. })));
+}
+
+/// Takes the log back to a size, as a restore from a backup would.
+const SET_BACK: &str = "ALTER TABLE event_000000 DISABLE TRIGGER ALL; \
+     ALTER TABLE event DISABLE TRIGGER ALL; \
+     DELETE FROM event WHERE position > 12; \
+     DELETE FROM checkpoint WHERE size > 12; \
+     UPDATE log_head SET size = 12; \
+     DELETE FROM queue; \
+     ALTER TABLE event_000000 ENABLE ALWAYS TRIGGER event_is_append_only; \
+     ALTER TABLE event ENABLE ALWAYS TRIGGER event_is_append_only;";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_set_back_is_not_sealed_until_a_new_epoch_says_why() {
+    let mut server = Server::start().await;
+    let client = server.client();
+    record(&client, 10).await;
+    sealed(&client).await;
+    record(&client, 10).await;
+    let (lost, note) = sealed(&client).await;
+    let first_key = key(&client).await;
+    server.stop().await;
+    let owner = sql(&server.database_url()).await;
+    owner.batch_execute(SET_BACK).await.unwrap();
+    server.restart().await;
+    let client = server.client();
+    wait_for_refusal(&client).await;
+    // Nor when it has grown past what was signed: it is another log.
+    record(&client, 20).await;
+    server.stop().await;
+    server.restart().await;
+    wait_for_refusal(&server.client()).await;
+    assert!(checkpoint(&server.client()).await.is_none_or(|(size, _)| size <= 12));
+
+    let (code, words) = log(&server, &["new-epoch", "--reason", "restored"]).await;
+    assert_eq!(code, Some(1), "while a server runs: {words}");
+    server.stop().await;
+    let (code, words) = log(&server, &["new-epoch", "--reason", "restored"]).await;
+    assert_eq!(code, Some(0), "{words}");
+    server.restart().await;
+    let client = server.client();
+    record(&client, 3).await;
+    let (size, newer) = sealed(&client).await;
+    let begun = client.read("/api/events?type=LogEpochBegun").await;
+    let begun = &begun["events"][0]["data"];
+    assert_eq!((&begun["reason"], &begun["signed_size"]), (&"restored".into(), &lost.into()));
+    let origin = |note: &str| note.lines().next().unwrap().to_owned();
+    assert_ne!(origin(&note), origin(&newer));
+    assert!(origin(&newer).ends_with(&begun["epoch"].to_string()));
+    let report = audit(&server).await;
+    assert!(report.is_clean(), "{:?}", report.findings);
+    assert_eq!(report.sealed, size);
+    // Who kept a note of what was lost is told what became of it.
+    let trust = Trust { keys: vec![first_key], notes: vec![note], ..Trust::default() };
+    let report = audit_with(&server, trust).await;
+    let told = report.first().map(|first| first.problem.clone());
+    assert!(
+        matches!(told, Some(Problem::Lost { .. } | Problem::Root { .. })),
+        "{:?}",
+        report.findings
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tampered_tiles_are_not_sealed_over() {
+    let mut server = Server::start().await;
+    record(&server.client(), 20).await;
+    sealed(&server.client()).await;
+    server.stop().await;
+    let owner = sql(&server.database_url()).await;
+    let change = "UPDATE tree_tile SET hashes = set_byte(hashes, 3, get_byte(hashes, 3) # 1)";
+    // A tile only grows, unless somebody takes that away.
+    assert!(owner.batch_execute(change).await.is_err());
+    owner.batch_execute("ALTER TABLE tree_tile DISABLE TRIGGER ALL").await.unwrap();
+    owner.batch_execute(change).await.unwrap();
+    server.restart().await;
+    record(&server.client(), 5).await;
+    wait_for_refusal(&server.client()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_without_a_key_is_not_sealed_and_the_audit_says_so() {
+    let env = vec![("MILEPOST_SEAL_KEY_FILE", String::new())];
+    let server = Server::with(Options { env, ..Options::default() }).await;
+    record(&server.client(), 5).await;
+    let report = audit(&server).await;
+    // `dev` always has its key; before its first checkpoint nothing proves anything.
+    if !report.is_clean() {
+        assert!(matches!(report.first().unwrap().problem, Problem::Unsealed { .. }));
+    }
+    sealed(&server.client()).await;
+    assert!(audit(&server).await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_says_by_its_exit_code_what_it_found() {
+    let mut server = Server::start().await;
+    record(&server.client(), 20).await;
+    let (_, note) = sealed(&server.client()).await;
+    let secret = server.ready("callback_secret");
+    let verify = ["verify", "--json", "--callback-secrets", &secret];
+    let (code, words) = log(&server, &verify).await;
+    let report: Value = serde_json::from_str(&words).unwrap();
+    assert_eq!((code, &report["verified"]), (Some(0), &true.into()), "{words}");
+    assert_eq!((&report["callbacks"], &report["keys_pinned"]), (&20.into(), &true.into()));
+    let kept = server.dir().join("kept");
+    std::fs::write(&kept, &note).unwrap();
+    let (code, words) = log(&server, &["verify", "--checkpoint", kept.to_str().unwrap()]).await;
+    assert_eq!(code, Some(0), "{words}");
+    // Of another secret no signature can be checked; with the wrong text for the right id it fails.
+    server.stop().await;
+    let owner = sql(&server.database_url()).await;
+    let disable = "ALTER TABLE event_000000 DISABLE TRIGGER ALL; \
+         ALTER TABLE event DISABLE TRIGGER ALL";
+    owner.batch_execute(disable).await.unwrap();
+    let forge = "UPDATE event SET header = \
+         convert_to(replace(convert_from(header, 'UTF8'), 'heartbeat', 'heartbeet'), 'UTF8') \
+         WHERE position = 9";
+    owner.batch_execute(forge).await.unwrap();
+    let (code, words) = log(&server, &verify).await;
+    let report: Value = serde_json::from_str(&words).unwrap();
+    assert_eq!((code, &report["findings"][0]["position"]), (Some(3), &9.into()), "{words}");
+    let problems = report["findings"].to_string();
+    assert!(problems.contains("signature") && problems.contains("was sealed"), "{problems}");
+    let (code, words) = log(&server, &["verify", "--bundle", "/nowhere"]).await;
+    assert_eq!(code, Some(1), "{words}");
+}
