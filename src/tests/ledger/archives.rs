@@ -45,7 +45,7 @@ async fn story() -> Story {
     for _ in 0..40 {
         say(&client, json!({"job_id": over, "type": "heartbeat"})).await;
     }
-    say(&client, json!({"job_id": over, "type": "log", "lines": ["one", "two"]})).await;
+    say(&client, json!({"job_id": over, "type": "log", "from": 1, "lines": ["one", "two"]})).await;
     say(&client, json!({"job_id": over, "type": "log", "from": 3, "lines": ["three"]})).await;
     say(&client, json!({"job_id": over, "status": "running"})).await;
     let path = format!("/api/agents/{agent}/provision");

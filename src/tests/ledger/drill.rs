@@ -35,7 +35,11 @@ async fn refused(client: &Client) -> bool {
 /// An empty database that a dump is read into; it has what the dump does not: nothing.
 async fn empty() -> String {
     let url = database().await;
-    sql(&url).await.batch_execute("DROP SCHEMA public CASCADE").await.unwrap();
+    sql(&url)
+        .await
+        .batch_execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        .await
+        .unwrap();
     url
 }
 
