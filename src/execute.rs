@@ -555,7 +555,10 @@ fn stream_of(event: &Event) -> StreamId {
         Event::OrphanFound(event) => orphan_stream(event.resource, &event.resource_id),
         Event::OrphanRemoved(event) => orphan_stream(event.resource, &event.resource_id),
         Event::QueuePaused(_) | Event::QueueResumed(_) => StreamId::QUEUE,
-        Event::LogKeyRotated(_) | Event::LogEpochBegun(_) => StreamId::LEDGER,
+        Event::LogKeyRotated(_)
+        | Event::LogEpochBegun(_)
+        | Event::LogRangeArchived(_)
+        | Event::LogRangeRestored(_) => StreamId::LEDGER,
         Event::ProjectionRebuildRequested(event) => upkeep_stream(&event.projection),
         Event::ProjectionRollbackRequested(event) => upkeep_stream(&event.projection),
         Event::ProjectionVerifyRequested(event) => upkeep_stream(&event.projection),

@@ -93,6 +93,8 @@ impl Agent {
             | Event::QueuePaused(_)
             | Event::LogKeyRotated(_)
             | Event::LogEpochBegun(_)
+            | Event::LogRangeArchived(_)
+            | Event::LogRangeRestored(_)
             | Event::CompensationRequested(_)
             | Event::CompensationStepTaken(_)
             | Event::CompensationCompleted(_)

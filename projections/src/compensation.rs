@@ -331,6 +331,8 @@ fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
         | Event::QueuePaused(_)
         | Event::LogKeyRotated(_)
         | Event::LogEpochBegun(_)
+        | Event::LogRangeArchived(_)
+        | Event::LogRangeRestored(_)
         | Event::QueueResumed(_)
         | Event::ProjectionRebuildRequested(_)
         | Event::ProjectionRollbackRequested(_)

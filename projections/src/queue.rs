@@ -95,7 +95,9 @@ impl Queue {
             | Event::LogInFailed(_)
             | Event::ActionRefused(_)
             | Event::TokenCreated(_)
-            | Event::TokenRevoked(_) => None,
+            | Event::TokenRevoked(_)
+            | Event::LogRangeArchived(_)
+            | Event::LogRangeRestored(_) => None,
         };
         Self { paused }
     }

@@ -8,16 +8,16 @@ use milepost_schemas::event::{
     CompensationReason, CompensationRequested, CompensationStepTaken, HeartbeatRecorded,
     InstanceRequested, InstanceServerMissing, InstanceServerNotFound, InstanceStarted,
     JobCancelled, JobFailed, JobLogRecorded, JobPriorityChanged, JobQueued, JobRetried,
-    JobSucceeded, LateCallbackRecorded, LogEpochBegun, LogKeyRotated, NodeActivated,
-    NodeAddressTaken, NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested,
-    NodeDecommissioned, NodeProvisioningRequested, NodeRegistered, NotApplied, OrderOutcome,
-    OrphanFound, OrphanReason, OrphanRemoved, Outcome, ProjectionEventSkipped,
-    ProjectionOrderCancelled, ProjectionOrderEnded, ProjectionRebuildRequested,
-    ProjectionRollbackRequested, ProjectionSwitchRequested, ProjectionVerifyRequested,
-    ProvisioningEnded, ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded,
-    QueuePaused, QueueResumed, Resource, Retry, RunnerEndAwaited, RunnerEnded, Server, Switch,
-    TaskStarted, UndoOutcome, WORKFLOW_FAILED, WorkflowDispatchFailed, WorkflowDispatchRequested,
-    WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
+    JobSucceeded, LateCallbackRecorded, LogEpochBegun, LogKeyRotated, LogRangeArchived,
+    LogRangeRestored, NodeActivated, NodeAddressTaken, NodeBecameUnreachable,
+    NodeDecommissionEnded, NodeDecommissionRequested, NodeDecommissioned,
+    NodeProvisioningRequested, NodeRegistered, NotApplied, OrderOutcome, OrphanFound, OrphanReason,
+    OrphanRemoved, Outcome, ProjectionEventSkipped, ProjectionOrderCancelled, ProjectionOrderEnded,
+    ProjectionRebuildRequested, ProjectionRollbackRequested, ProjectionSwitchRequested,
+    ProjectionVerifyRequested, ProvisioningEnded, ProvisioningRequested, ProvisioningStarted,
+    ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry, RunnerEndAwaited,
+    RunnerEnded, Server, Switch, TaskStarted, UndoOutcome, WORKFLOW_FAILED, WorkflowDispatchFailed,
+    WorkflowDispatchRequested, WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
 };
 use milepost_schemas::{
     AgentId, Attempt, Event, EventType, InstanceId, JobId, NodeId, Position, StreamId,
@@ -498,6 +498,22 @@ fn any_event() -> impl Strategy<Value = Event> {
                     reason: step,
                 }
                 .into(),
+                EventType::LogRangeArchived => LogRangeArchived {
+                    first: 1,
+                    last: 2,
+                    location: step.clone(),
+                    file_sha256: step.clone(),
+                    tree_size: 3,
+                    root: step.clone(),
+                    kept_events: 1,
+                    kept_root: step.clone(),
+                    archived_by: step,
+                }
+                .into(),
+                EventType::LogRangeRestored => {
+                    let (location, restored_by) = (step.clone(), step);
+                    LogRangeRestored { first: 1, last: 2, location, restored_by }.into()
+                }
                 EventType::QueueResumed => QueueResumed { resumed_by: step, reason: word }.into(),
                 EventType::CompensationRequested => CompensationRequested {
                     job_id,

@@ -189,6 +189,8 @@ impl Upkeep {
             | Event::InstanceServerNotFound(_)
             | Event::LogKeyRotated(_)
             | Event::LogEpochBegun(_)
+            | Event::LogRangeArchived(_)
+            | Event::LogRangeRestored(_)
             | Event::AccountCreated(_)
             | Event::AccountRoleChanged(_)
             | Event::AccountDisabled(_)

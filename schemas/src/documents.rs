@@ -94,6 +94,8 @@ documents! {
     "ActionRefused" v 1,
     "TokenCreated" v 1,
     "TokenRevoked" v 1,
+    "LogRangeArchived" v 1,
+    "LogRangeRestored" v 1,
 }
 
 macro_rules! node_examples {

@@ -259,6 +259,10 @@ events! {
     TokenCreated = 90 v 1,
     /// A program may not call the API any more.
     TokenRevoked = 91 v 1,
+    /// A range of the log was written to an archive, and its partition leaves the database.
+    LogRangeArchived = 130 v 1,
+    /// A range of the log is brought back from an archive.
+    LogRangeRestored = 131 v 1,
 }
 
 /// An agent was made. Stream: the agent.
@@ -1443,6 +1447,43 @@ pub struct TokenCreated {
 pub struct TokenRevoked {
     /// The token.
     pub token_id: TokenId,
+}
+
+/// A range of the log was written to an archive and read back, and its partition leaves the
+/// database. Stream: the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRangeArchived {
+    /// The first position of the range.
+    pub first: u64,
+    /// The last one.
+    pub last: u64,
+    /// Where the archive was written, as the operator named it.
+    pub location: String,
+    /// The SHA-256 of the archive's file, in hex.
+    pub file_sha256: String,
+    /// The size of the signed tree that the archive is proven in.
+    pub tree_size: u64,
+    /// Its root, in hex.
+    pub root: String,
+    /// Events of the range that stay in the database.
+    pub kept_events: u64,
+    /// The Merkle root over the leaves of those, by position, in hex.
+    pub kept_root: String,
+    /// Who says so.
+    pub archived_by: String,
+}
+
+/// A range of the log is brought back from an archive. Stream: the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRangeRestored {
+    /// The first position of the range.
+    pub first: u64,
+    /// The last one.
+    pub last: u64,
+    /// Where the archive was read, as the operator named it.
+    pub location: String,
+    /// Who says so.
+    pub restored_by: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]

@@ -153,6 +153,11 @@ impl Problem {
         Self::new(status, "refused", "The order is refused", why.to_string())
     }
 
+    /// 410: it was here, and is in an archive now.
+    fn archived(floor: milepost_schemas::Position, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::GONE, "archived", "It is archived", detail).with("floor", floor.0)
+    }
+
     /// 503: nothing was acknowledged; come back.
     pub fn unavailable() -> Self {
         let detail = "The log cannot be reached; nothing was acknowledged, try again";
@@ -274,6 +279,9 @@ impl From<QueryRejection> for Problem {
 
 impl From<DatabaseError> for Problem {
     fn from(error: DatabaseError) -> Self {
+        if let DatabaseError::Archived { floor } = error {
+            return Self::archived(floor, error.to_string());
+        }
         tracing::error!(error = &error as &dyn std::error::Error, "the database failed");
         Self::unavailable()
     }

@@ -6,12 +6,17 @@ use jiff::Timestamp;
 use milepost_schemas::event::LogEpochBegun;
 use milepost_schemas::{Event, Metadata, Position, StreamId};
 use tokio::time::Instant;
+use tokio_postgres::Transaction;
 
 use super::key::{KeyFile, KeyFileError};
 use super::note::Note;
 use super::seal::LOCK;
+use super::store;
+use super::tree::{LEVELS_MAX, TILE_HEIGHT, Tile, TileId};
 use crate::app::App;
-use crate::log::{AppendError, Database, DatabaseError, Decision, Expected, Log, others_follow};
+use crate::log::{
+    AppendError, Database, DatabaseError, Decision, Expected, Log, floor, others_follow,
+};
 
 /// Why no epoch is begun.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +54,8 @@ pub async fn is_told(log: &Log, epoch: i64) -> Result<bool, DatabaseError> {
     Ok(events.iter().any(|event| event.event().is_ok_and(tells)))
 }
 
-/// Raises the epoch of a database that nobody uses, and lets its tree be built anew; returns the
-/// epoch before. The checkpoints of before stay: what they signed is still checked.
+/// Raises the epoch of a database that nobody uses, and lets its tree be built anew, but for what is
+/// archived; returns the epoch before. The checkpoints of before stay: what they signed is still checked.
 ///
 /// # Errors
 /// [`EpochError`]; nothing is changed then.
@@ -69,9 +74,31 @@ pub async fn raise(database: &Database, now: Timestamp) -> Result<i64, EpochErro
             &[&now.as_second()],
         )
         .await?;
-    transaction.batch_execute("TRUNCATE tree_tile").await?;
+    let floor = floor(&transaction).await?;
+    cut_tiles(&transaction, floor.0).await?;
     transaction.commit().await?;
     Ok(row.get(0))
+}
+
+/// Takes the tree back to its first `size` leaves: those that are archived are not here to be hashed
+/// again, and what was sealed of them stays.
+async fn cut_tiles(transaction: &Transaction<'_>, size: u64) -> Result<(), DatabaseError> {
+    let ids = TileId::open(size).collect();
+    let open = store::tiles(transaction, &ids).await?;
+    let cut = open.into_iter().map(|(id, mut hashes)| {
+        hashes.truncate(id.width(size));
+        Tile { id, hashes }
+    });
+    let cut: Vec<Tile> = cut.collect();
+    if cut.is_empty() {
+        transaction.batch_execute("TRUNCATE tree_tile").await?;
+    }
+    for level in 0..LEVELS_MAX as u8 {
+        let full = size.checked_shr(TILE_HEIGHT * (u32::from(level) + 1)).unwrap_or(0);
+        let sql = "DELETE FROM tree_tile WHERE level = $1 AND tile_index >= $2";
+        transaction.execute(sql, &[&i16::from(level), &(full as i64)]).await?;
+    }
+    store::write_tiles(transaction, &cut).await
 }
 
 /// Records that the present epoch has begun; returns the event's position.

@@ -4,6 +4,7 @@
 //! [`leaf`], [`tree`], [`proof`] and [`note`] are pure; [`seal`] follows the log and signs, [`verify`]
 //! takes nobody's word. Nothing here is on the way of an append.
 
+pub mod archive;
 pub mod bundle;
 pub mod epoch;
 pub mod hash;
@@ -12,6 +13,7 @@ pub mod leaf;
 pub mod note;
 pub mod path;
 pub mod proof;
+pub mod range;
 pub mod read;
 pub mod refusal;
 pub mod seal;

@@ -49,6 +49,11 @@ impl Plan {
         Self { subtrees: [whole].to_vec() }
     }
 
+    /// The roots of the subtrees that some leaves consist of, as [`aligned`] has them.
+    pub fn aligned(leaves: Range<u64>) -> Self {
+        Self { subtrees: aligned(leaves).collect() }
+    }
+
     /// The hash of one leaf.
     pub fn leaf(index: u64) -> Self {
         let leaf = index..index + 1;
@@ -67,6 +72,18 @@ impl Plan {
     pub fn hashes(&self, tiles: &HashMap<TileId, Vec<Hash>>) -> Result<Vec<Hash>, MissingTile> {
         self.subtrees.iter().map(|it| subtree_root(it.clone(), tiles)).collect()
     }
+}
+
+/// The largest whole subtrees of the tree that some leaves consist of, from left to right.
+pub fn aligned(leaves: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let mut start = leaves.start;
+    std::iter::from_fn(move || {
+        let left = leaves.end.checked_sub(start).filter(|left| *left > 0)?;
+        let level = start.trailing_zeros().min(left.ilog2());
+        let subtree = start..start + (1 << level);
+        start = subtree.end;
+        Some(subtree)
+    })
 }
 
 /// A subtree of 2^level leaves, as all but those at the right edge are.

@@ -23,7 +23,7 @@ use super::refusal::{Refusal, SealError};
 use super::store::{self, ListedKey, SignedCheckpoint};
 use super::tree::{Tile, TileId, Tree};
 use crate::app::App;
-use crate::log::{Committed, Decision, EventFilter, Expected, Since};
+use crate::log::{Committed, Decision, EventFilter, Expected, Since, floor};
 
 /// The advisory lock of the process that seals: "seal" in ASCII.
 pub const LOCK: i64 = 0x73_65_61_6c;
@@ -126,7 +126,9 @@ impl<'a> Sealer<'a> {
         if sealed > head {
             return Err(Refusal::Behind { head, signed: sealed }.into());
         }
-        let tree = resume_tree(&client, sealed).await?;
+        // What is archived cannot be hashed again: a new epoch takes its tiles over.
+        let floor = floor(&client).await?;
+        let tree = resume_tree(&client, sealed.max(floor.0)).await?;
         if let Some(latest) = &latest {
             let of_epoch: Vec<_> = keys.iter().filter_map(ListedKey::parse).collect();
             let wrong = |error: note::NoteError| Refusal::Checkpoint(error.to_string());

@@ -127,11 +127,9 @@ pub(super) async fn start(
 struct Link {
     client: Client,
     append: Statement,
-    partitions_to: i64,
+    /// The first position of the last partition that is there for certain.
+    last_partition: i64,
 }
-
-/// Positions for which a partition is kept ready ahead of the head.
-const PARTITIONS_AHEAD: i64 = 4_194_304;
 
 async fn connect(database: &Database) -> Result<Link, DatabaseError> {
     let (client, _) = database.dedicated().await?;
@@ -141,7 +139,7 @@ async fn connect(database: &Database) -> Result<Link, DatabaseError> {
              FROM append_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         )
         .await?;
-    Ok(Link { client, append, partitions_to: 0 })
+    Ok(Link { client, append, last_partition: 0 })
 }
 
 struct Appender {
@@ -320,11 +318,11 @@ impl Appender {
     }
 
     async fn try_send(&self, link: &mut Link, plan: &Plan) -> Result<Outcome, DatabaseError> {
-        let ahead = self.known_size + plan.streams.len() as i64;
-        if link.partitions_to < ahead + PARTITIONS_AHEAD / 2 {
-            let to = ahead + PARTITIONS_AHEAD;
-            link.client.execute("SELECT ensure_partitions($1)", &[&to]).await?;
-            link.partitions_to = to;
+        let added = plan.streams.len() as i64;
+        if self.known_size + added >= link.last_partition {
+            // One more than this batch needs: other processes append as well.
+            let row = link.client.query_one("SELECT prepare_partitions($1)", &[&added]).await?;
+            link.last_partition = row.get(0);
         }
         let mut headers: Vec<&[u8]> = Vec::with_capacity(plan.streams.len());
         let mut bodies: Vec<&[u8]> = Vec::with_capacity(plan.streams.len());

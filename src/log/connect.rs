@@ -45,6 +45,15 @@ pub enum DatabaseError {
     /// An event is not where it must be: positions have no gap.
     #[error("event {0} is missing from the log")]
     Missing(Position),
+    /// Events that are asked for have left the database for an archive.
+    #[error(
+        "events up to position {floor} are archived: what is asked for is not here any more. Bring \
+         them back with milepost log restore, or read the archive"
+    )]
+    Archived {
+        /// The last position that is archived.
+        floor: Position,
+    },
     /// An event is not whole.
     #[error("event {0} cannot be read from the log: its row is torn")]
     Torn(Position),

@@ -7,6 +7,7 @@
 
 mod append;
 mod connect;
+mod floor;
 mod follow;
 mod past;
 mod read;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use append::{AppendError, Appended, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, QUEUE_ITEMS_MAX};
 pub use connect::{Database, DatabaseError};
+pub use floor::floor;
 pub use follow::{Feed, RING_BYTES_MAX, RING_EVENTS_MAX, Since, others_follow};
 pub use past::{Birth, Direction, Found, SCAN_EVENTS_MAX, Search};
 pub use read::{EventFilter, READ_EVENTS_MAX, read_in};

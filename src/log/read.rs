@@ -7,6 +7,7 @@ use milepost_schemas::{EventType, Position, StreamId};
 use tokio_postgres::{Client, Row, Transaction};
 use uuid::Uuid;
 
+use super::floor::{require_range, require_versions, until_archived};
 use super::{Committed, Database, DatabaseError, Log};
 
 /// Events one read returns at the most.
@@ -77,7 +78,8 @@ impl Log {
     /// Reads up to `limit` events after `after` and up to `upto`, ascending.
     ///
     /// # Errors
-    /// [`DatabaseError`] when the database cannot be asked. Source: `migrations/V1__log.sql`.
+    /// [`DatabaseError`] when the database cannot be asked, and [`DatabaseError::Archived`] where
+    /// some of these events have left it. Source: `migrations/V1__log.sql`.
     pub async fn read(
         &self,
         filter: &EventFilter,
@@ -87,7 +89,8 @@ impl Log {
     ) -> Result<Vec<Committed>, DatabaseError> {
         let streams: Vec<Uuid> = filter.streams.iter().map(|stream| stream.0).collect();
         let codes: Vec<i16> = filter.types.iter().map(|kind| kind.code()).collect();
-        let limit = limit.min(READ_EVENTS_MAX) as i64;
+        let (range, limit_events) = ((after, upto), limit.min(READ_EVENTS_MAX));
+        let limit = limit_events as i64;
         let (after, upto) = (after.0 as i64, upto.0 as i64);
         let client = self.database.get().await?;
         let rows = match (streams.is_empty(), codes.is_empty()) {
@@ -122,11 +125,13 @@ impl Log {
                 client.query(&statement, &[&after, &upto, &limit, &streams, &codes]).await?
             }
         };
-        let epoch = self.feed.epoch();
-        Ok(rows.iter().map(|row| committed(epoch, row)).collect())
+        let events = self.committed(&rows);
+        require_range(&**client, filter, range, limit_events, &events).await?;
+        Ok(events)
     }
 
-    /// Reads the newest `limit` events of some streams up to `upto`, descending.
+    /// Reads the newest `limit` events of some streams up to `upto`, descending; fewer where those
+    /// before them are archived.
     ///
     /// # Errors
     /// [`DatabaseError`] when the database cannot be asked.
@@ -145,14 +150,14 @@ impl Log {
             ))
             .await?;
         let rows = client.query(&statement, &[&streams, &(upto.0 as i64), &(limit as i64)]).await?;
-        let epoch = self.feed.epoch();
-        Ok(rows.iter().map(|row| committed(epoch, row)).collect())
+        until_archived(&**client, &filter.streams, self.committed(&rows)).await
     }
 
     /// Reads up to `limit` events of one stream from a version on, ascending.
     ///
     /// # Errors
-    /// [`DatabaseError`] when the database cannot be asked.
+    /// [`DatabaseError`] when the database cannot be asked, and [`DatabaseError::Archived`] where
+    /// some of these versions have left it.
     pub async fn read_versions(
         &self,
         stream: StreamId,
@@ -168,8 +173,9 @@ impl Log {
             .await?;
         let rows =
             client.query(&statement, &[&stream.0, &from.cast_signed(), &(limit as i64)]).await?;
-        let epoch = self.feed.epoch();
-        Ok(rows.iter().map(|row| committed(epoch, row)).collect())
+        let events = self.committed(&rows);
+        require_versions(&**client, &events, from).await?;
+        Ok(events)
     }
 
     /// Reads the latest event of a stream, if there is one.
@@ -190,7 +196,8 @@ impl Log {
     /// Reads whole streams, by position.
     ///
     /// # Errors
-    /// [`DatabaseError`] when the database cannot be asked.
+    /// [`DatabaseError`] when the database cannot be asked, and [`DatabaseError::Archived`] where
+    /// a part of one has left it: half a stream decides nothing.
     pub async fn read_streams(
         &self,
         streams: &[StreamId],
@@ -203,8 +210,14 @@ impl Log {
             ))
             .await?;
         let rows = client.query(&statement, &[&ids]).await?;
+        let events = self.committed(&rows);
+        require_versions(&**client, &events, 1).await?;
+        Ok(events)
+    }
+
+    fn committed(&self, rows: &[Row]) -> Vec<Committed> {
         let epoch = self.feed.epoch();
-        Ok(rows.iter().map(|row| committed(epoch, row)).collect())
+        rows.iter().map(|row| committed(epoch, row)).collect()
     }
 }
 

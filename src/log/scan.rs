@@ -5,7 +5,7 @@
 //! bounded by their channels. Postgres sends a row a message; a row keeps that message as it came
 //! and knows where its parts lie.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
-use super::{Committed, Database, DatabaseError};
+use super::{Committed, Database, DatabaseError, floor};
 
 /// Connections one scan reads over at the most: beyond this Postgres has no processor left.
 pub const SCAN_CONNECTIONS_MAX: usize = 8;
@@ -162,7 +162,7 @@ impl Fields<'_> {
 ///
 /// # Errors
 /// [`DatabaseError::Missing`] and [`DatabaseError::Torn`] for the first event that is not there or
-/// not whole, and others when the database cannot be read; nothing comes after an error.
+/// not whole, [`DatabaseError::Archived`] where it has left the database, and others when the database cannot be read; nothing comes after an error.
 /// Source: `migrations/V1__log.sql`.
 pub fn scan<T, F>(
     database: &Database,
@@ -226,8 +226,17 @@ async fn read<T>(
     let reading = async {
         let (client, _) = database.dedicated().await?;
         for (after, upto) in ranges {
-            if read_range(&client, after, upto, &sender, &*work).await?.is_break() {
-                return Ok(());
+            let read = read_range(&client, after, upto, &sender, &*work).await;
+            match read {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return Ok(()),
+                Err(DatabaseError::Missing(missing)) => {
+                    let floor = floor(&client).await?;
+                    let archived = DatabaseError::Archived { floor };
+                    let missing = DatabaseError::Missing(missing);
+                    return Err(if after < floor { archived } else { missing });
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -246,8 +255,8 @@ async fn read_range<T>(
     upto: Position,
     sender: &mpsc::Sender<Read<T>>,
     work: &impl Fn(Chunk) -> T,
-) -> Result<std::ops::ControlFlow<()>, DatabaseError> {
-    use std::ops::ControlFlow::{Break, Continue};
+) -> Result<ControlFlow<()>, DatabaseError> {
+    use ControlFlow::{Break, Continue};
     let mut read_to = after;
     while read_to < upto {
         let begun_at = read_to;

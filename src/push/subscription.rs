@@ -21,7 +21,7 @@ use super::hub::{Registration, Topic};
 use super::states::{instance_frame, job_frame, node_frame};
 use crate::app::App;
 use crate::execute::{ExecuteError, read_job};
-use crate::log::{Committed, EventFilter, Since};
+use crate::log::{Committed, DatabaseError, EventFilter, Since};
 use crate::views;
 
 /// Topics one stream may watch: a page watches one or two, a shared one those of all tabs.
@@ -171,8 +171,8 @@ struct Bookmark {
 }
 
 impl Subscription {
-    /// Subscribes from `since`, or from now on. A cursor of another log, or beyond this one's
-    /// head, gets a `reset` message and the stream from now on.
+    /// Subscribes from `since`, or from now on. A cursor of another log, beyond this one's head, or
+    /// before events that were archived, gets a `reset` message and the stream from now on.
     pub fn new(app: Arc<App>, wants: Wants, since: Option<Cursor>) -> Self {
         let topics = wants.topics();
         let registration = (!topics.is_empty()).then(|| app.hub.subscribe(topics));
@@ -304,8 +304,18 @@ impl Subscription {
     /// What came after the cursor, up to `upto`; moves the cursor as far as that goes.
     async fn gather(&mut self, upto: Position) -> Result<Vec<Bytes>, ExecuteError> {
         let mut frames = Vec::new();
-        let reached =
-            if self.wants.any_events() { self.events(upto, &mut frames).await? } else { upto };
+        let mut reached = upto;
+        if self.wants.any_events() {
+            match self.events(upto, &mut frames).await {
+                Ok(position) => reached = position,
+                // What comes next was archived: nobody is to believe that there was nothing.
+                Err(ExecuteError::Database(DatabaseError::Archived { .. })) => {
+                    self.position = upto;
+                    frames = vec![self.bookmark("reset")];
+                }
+                Err(error) => return Err(error),
+            }
+        }
         if reached == upto {
             // States come after the events they hold, and with the same right to be resumed from.
             let (states, whole) = self.states(self.states_shown, upto).await?;

@@ -3,7 +3,7 @@
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::Place;
+use super::{Place, operator};
 use crate::app::{App, Clock};
 use crate::config::Config;
 use crate::ledger::epoch::{self, EpochError};
@@ -41,8 +41,7 @@ async fn begin(args: &Args, url: String) -> anyhow::Result<()> {
     anyhow::ensure!(!reason.is_empty(), EpochError::Reason);
     let former = epoch::raise(&Database::new(&url)?, Clock.now()).await?;
     let app = App::open(Config::of_tool(url), CancellationToken::new()).await?;
-    let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
-    let deadline = Instant::now() + APPEND_TIMEOUT;
+    let (user, deadline) = (operator(), Instant::now() + APPEND_TIMEOUT);
     let file = args.place.key_file();
     let position = epoch::record(&app, former, user, reason, Some(&file), deadline).await?;
     println!(

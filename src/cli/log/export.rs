@@ -12,13 +12,18 @@ pub struct Args {
     /// Lines of JSON, or batches of `CloudEvents` 1.0
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]
     format: Format,
+    /// Where the oldest events are, where they are archived
+    #[arg(long)]
+    archive: Option<PathBuf>,
     #[command(flatten)]
     place: Place,
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let database = args.place.database()?;
-    let exported = bundle::export(&database, &args.directory, args.format, CONNECTIONS).await?;
+    let archive = args.archive.as_deref();
+    let (directory, format) = (&args.directory, args.format);
+    let exported = bundle::export(&database, directory, format, CONNECTIONS, archive).await?;
     let manifest = exported.manifest;
     println!(
         "{} events of {} are in {}, under the root {}: {} parts written, {} were there",

@@ -1,9 +1,11 @@
 //! `milepost log`: follow the log, fold it, prove it, take it along.
 
+mod archive;
 mod epoch;
 mod export;
 mod keys;
 mod replay;
+mod restore;
 mod tail;
 mod verify;
 
@@ -34,6 +36,10 @@ pub enum Command {
     Verify(verify::Args),
     /// Write the log into a directory that proves itself; goes on where it broke off
     Export(export::Args),
+    /// Take the oldest partitions out of the database, into files that prove themselves
+    Archive(archive::Args),
+    /// Bring back what was archived, verified first
+    Restore(restore::Args),
     /// Put a new key behind the one that seals the log; the server takes it over by itself
     RotateKey(keys::Args),
     /// Go on in a new epoch after a restore that has lost events
@@ -69,11 +75,15 @@ impl Place {
         })
     }
 
+    /// The database's address.
+    fn required_database_url(&self) -> anyhow::Result<String> {
+        let url = self.database_url();
+        url.context("where is the log? Set DATABASE_URL, or run `milepost dev` here")
+    }
+
     /// The database.
     fn database(&self) -> anyhow::Result<Database> {
-        let url = self.database_url();
-        let url = url.context("where is the log? Set DATABASE_URL, or run `milepost dev` here")?;
-        Ok(Database::new(&url)?)
+        Ok(Database::new(&self.required_database_url()?)?)
     }
 
     /// The keys that seal the log, whether or not the file is there.
@@ -88,12 +98,19 @@ impl Place {
     }
 }
 
+/// Who works here.
+fn operator() -> String {
+    std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned())
+}
+
 pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Tail(args) => tail::run(args).await,
         Command::Replay(args) => replay::run(args).await,
         Command::Verify(args) => return verify::run(args).await,
         Command::Export(args) => export::run(args).await,
+        Command::Archive(args) => archive::run(args).await,
+        Command::Restore(args) => restore::run(args).await,
         Command::RotateKey(args) => keys::run(&args),
         Command::NewEpoch(args) => epoch::run(args).await,
     }?;

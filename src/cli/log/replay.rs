@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::app::Clock;
 use crate::cli::client::Server;
-use crate::ledger::bundle;
+use crate::ledger::{archive, bundle};
 
 /// Events asked for at once.
 const PAGE: usize = 1_000;
@@ -35,13 +35,16 @@ pub struct Args {
     /// From an export in this directory instead of a server
     #[arg(long)]
     bundle: Option<PathBuf>,
+    /// Begin with the events that are archived in this directory, then go on with the server's
+    #[arg(long, conflicts_with = "bundle")]
+    archive: Option<PathBuf>,
     #[command(flatten)]
     server: Server,
 }
 
 /// Where to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
+pub enum Moment {
     At(Position),
     When(Timestamp),
 }
@@ -97,7 +100,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     match &args.bundle {
         Some(directory) => from_bundle(directory, &mut take)?,
-        None => from_server(&args.server, &mut take).await?,
+        None => {
+            let archived = match &args.archive {
+                Some(directory) => from_archive(directory, &mut take)?,
+                None => Some(Position::START),
+            };
+            if let Some(after) = archived {
+                from_server(&args.server, after, &mut take).await?;
+            }
+        }
     }
     for state in states.print(Clock.now()) {
         println!("{state}");
@@ -125,9 +136,13 @@ struct Told<'a> {
     metadata: Delivery,
 }
 
-async fn from_server(server: &Server, take: &mut impl FnMut(&Line) -> bool) -> anyhow::Result<()> {
+async fn from_server(
+    server: &Server,
+    after: Position,
+    take: &mut impl FnMut(&Line) -> bool,
+) -> anyhow::Result<()> {
     let client = server.client()?;
-    let mut after = Position::START;
+    let mut after = after;
     let mut end = None;
     loop {
         let page: Page = client.get(&format!("/api/events?after={after}&limit={PAGE}")).await?;
@@ -175,6 +190,23 @@ fn from_bundle(directory: &Path, take: &mut impl FnMut(&Line) -> bool) -> anyhow
         }
     }
     trouble.map_or(Ok(()), Err)
+}
+
+/// Takes what is archived; the last position of it, or `None` where nothing more is wanted.
+fn from_archive(
+    directory: &Path,
+    take: &mut impl FnMut(&Line) -> bool,
+) -> anyhow::Result<Option<Position>> {
+    let mut lines = archive::Lines::all_in(directory)?;
+    let mut last = Position::START;
+    while let Some(line) = lines.next_line() {
+        let line = decoded(&line?)?;
+        last = line.position;
+        if !take(&line) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(last))
 }
 
 fn decoded(line: &bundle::Line) -> anyhow::Result<Line> {

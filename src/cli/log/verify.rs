@@ -32,6 +32,10 @@ pub struct Args {
     /// Secrets of callbacks, separated by commas, to check their signatures again
     #[arg(long, env = "MILEPOST_CALLBACK_SECRETS", hide_env_values = true)]
     callback_secrets: Option<String>,
+    /// Where the oldest events are, where they are archived; without it they are not read, only
+    /// what was sealed of them
+    #[arg(long)]
+    archive: Option<PathBuf>,
     /// Connections to read over
     #[arg(long, default_value_t = CONNECTIONS)]
     connections: usize,
@@ -79,7 +83,7 @@ fn trust(args: &Args) -> anyhow::Result<Trust> {
     let secrets = args.callback_secrets.as_deref().unwrap_or_default();
     let secrets = secrets.split(',').map(str::trim).filter(|secret| !secret.is_empty());
     let secrets = secrets.map(Secret::new).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
-    Ok(Trust { keys, notes, secrets })
+    Ok(Trust { keys, notes, secrets, archive: args.archive.clone() })
 }
 
 /// A key as it stands, or those in a file.
@@ -107,6 +111,14 @@ fn print(report: &Report, pinned: bool, seconds: f64) {
     );
     if let Some(root) = report.root {
         println!("{sealed} of them are sealed, under the root {root}");
+    }
+    if report.archived > 0 {
+        println!(
+            "{} events are archived in {} and were not read: of them only hashes were checked. Give \
+             --archive to read them too",
+            report.archived,
+            report.archives.join(", "),
+        );
     }
     if report.callbacks + report.callbacks_unchecked > 0 {
         println!(
@@ -138,6 +150,8 @@ fn as_json(report: &Report, pinned: bool, seconds: f64) -> serde_json::Value {
         "verified": report.is_clean(),
         "keys_pinned": pinned,
         "events": report.events,
+        "archived_unread": report.archived,
+        "archives": report.archives,
         "streams": report.streams,
         "sealed": report.sealed,
         "root": report.root.map(|root| root.to_string()),

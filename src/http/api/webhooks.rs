@@ -20,7 +20,7 @@ use crate::http::read_body;
 use crate::intake::Verified;
 use crate::intake::github::{BODY_BYTES_MAX, IntakeError, verify};
 use crate::intake::workflow_run::EVENT_HEADER;
-use crate::log::{AppendError, Decision, Expected};
+use crate::log::{AppendError, DatabaseError, Decision, Expected};
 use crate::metrics::CallbackLabels;
 
 /// Characters of an unknown job's id that are kept.
@@ -106,6 +106,7 @@ async fn record(
         causation_id: Some(format!("request:{}", app.clock.id())),
         callback: Some(verified.evidence),
     });
+    let mut reason = NotApplied::UnknownJob;
     if let Some(job_id) = job_id {
         let executed = if matches!(callback.kind, CallbackKind::Log { .. }) {
             execute::to_job_log(app, job_id, Arc::clone(&callback), Arc::clone(&metadata)).await
@@ -115,6 +116,10 @@ async fn record(
         };
         match executed {
             Err(ExecuteError::UnknownJob) => {}
+            // Only jobs that have ended are: what comes now is kept, and changes nothing.
+            Err(ExecuteError::Database(DatabaseError::Archived { .. })) => {
+                reason = NotApplied::JobEnded;
+            }
             outcome => {
                 let outcome = outcome?;
                 return Ok(match outcome.answer {
@@ -125,15 +130,17 @@ async fn record(
             }
         }
     }
-    let (position, repeated) = reject(app, &callback, Arc::unwrap_or_clone(metadata)).await?;
-    Ok((position, Some(NotApplied::UnknownJob), repeated))
+    let metadata = Arc::unwrap_or_clone(metadata);
+    let (position, repeated) = reject(app, &callback, reason, metadata).await?;
+    Ok((position, Some(reason), repeated))
 }
 
-/// Keeps a callback of a job nobody knows, once: in a stream of its own, whose id is derived
+/// Keeps a callback of a job nobody knows any more, or ever did, once: in a stream of its own, whose id is derived
 /// from what makes it the same delivery.
 async fn reject(
     app: &App,
     callback: &Callback,
+    reason: NotApplied,
     mut metadata: Metadata,
 ) -> Result<(Position, bool), ExecuteError> {
     let (stream, expected) = stream_of(callback);
@@ -141,7 +148,7 @@ async fn reject(
     let event = CallbackRejected {
         job_id: callback.job_id.chars().take(JOB_ID_CHARS_MAX).collect(),
         kind: callback.kind.name().to_owned(),
-        reason: NotApplied::UnknownJob,
+        reason,
     };
     let decision = Decision {
         events: vec![(stream, event.into())],

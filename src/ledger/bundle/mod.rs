@@ -116,6 +116,9 @@ pub enum BundleError {
     /// A proof cannot be made.
     #[error("the tree is damaged; find out where: milepost log verify")]
     Proof(#[from] super::store::ProofError),
+    /// The archive cannot be read.
+    #[error(transparent)]
+    Archive(#[from] super::archive::ArchiveError),
     /// A file cannot be read or written.
     #[error("{0} cannot be read or written")]
     Io(PathBuf, #[source] std::io::Error),

@@ -113,6 +113,7 @@ fn told(directory: &Path, manifest: &Manifest) -> Result<Told, BundleError> {
         head: manifest.size,
         checkpoints: checkpoints.into_iter().map(SignedCheckpoint::from).collect(),
         keys: keys.into_iter().map(ListedKey::from).collect(),
+        archived: Vec::new(),
     })
 }
 

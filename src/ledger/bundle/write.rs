@@ -11,6 +11,7 @@ use super::{
     PART_EVENTS, hexed, part_path,
 };
 use crate::ledger::Leaf;
+use crate::ledger::archive::{self, Lines};
 use crate::ledger::note::Note;
 use crate::ledger::proof::Plan;
 use crate::ledger::read::{Piece, leaves};
@@ -31,7 +32,8 @@ pub struct Exported {
     pub parts_written: u64,
 }
 
-/// Exports the log up to its latest checkpoint into a directory; parts that are there stay.
+/// Exports the log up to its latest checkpoint into a directory; parts that are there stay. What is
+/// archived is read from the directory of the archive.
 ///
 /// # Errors
 /// [`BundleError`]. What was written stays, and the next call goes on behind it.
@@ -40,6 +42,7 @@ pub async fn export(
     directory: &Path,
     format: Format,
     connections: usize,
+    archive: Option<&Path>,
 ) -> Result<Exported, BundleError> {
     let (client, _gone) = database.dedicated().await?;
     let epoch: i64 = client
@@ -52,6 +55,7 @@ pub async fn export(
     let events = directory.join("events");
     std::fs::create_dir_all(&events).map_err(BundleError::io(&events))?;
     continue_only_the_same(directory, &manifest)?;
+    let mut source = Source::open(database, &client, archive, connections).await?;
     let (mut parts_kept, mut parts_written) = (0, 0);
     let mut proofs = Vec::new();
     for first in (1..=manifest.size).step_by(PART_EVENTS as usize) {
@@ -61,7 +65,7 @@ pub async fn export(
         if path.exists() && last == first + PART_EVENTS - 1 && is_full(&path, format)? {
             parts_kept += 1;
         } else {
-            write_part(database, &path, first, last, &manifest, connections).await?;
+            write_part(&mut source, &path, first, last, &manifest).await?;
             parts_written += 1;
         }
         for position in [first, last] {
@@ -130,39 +134,42 @@ fn is_full(path: &Path, format: Format) -> Result<bool, BundleError> {
 }
 
 async fn write_part(
-    database: &Database,
+    source: &mut Source,
     path: &Path,
     first: u64,
     last: u64,
     manifest: &Manifest,
-    connections: usize,
 ) -> Result<(), BundleError> {
     let new = path.with_added_extension("new");
     let file = std::fs::File::create(&new).map_err(BundleError::io(&new))?;
     let mut file = std::io::BufWriter::new(file);
     let (format, origin, epoch) = (manifest.format, manifest.origin.clone(), manifest.epoch);
-    let render = move |position: u64, leaf: &Leaf<'_>| {
-        let line = Line::of(position, leaf);
+    let render = move |line: &Line| {
+        let comma = format == Format::Cloudevents && line.position < last;
         let text = match format {
             Format::Jsonl => line.to_jsonl(),
             Format::Cloudevents => line.to_cloudevent(&origin, epoch),
         };
-        (position, text)
+        text + if comma { ",\n" } else { "\n" }
     };
-    let (after, upto) = (Position(first - 1), Position(last));
-    let mut chunks = std::pin::pin!(leaves(database, after, upto, connections, render));
-    let mut next = first;
     let io = BundleError::io;
     if format == Format::Cloudevents {
         file.write_all(b"[\n").map_err(io(&new))?;
     }
+    let mut next = first;
+    while let Some(line) = source.archived_line(next, last)? {
+        file.write_all(render(&line).as_bytes()).map_err(io(&new))?;
+        next += 1;
+    }
+    let (after, upto) = (Position(next - 1), Position(last));
+    let render = move |position: u64, leaf: &Leaf<'_>| render(&Line::of(position, leaf));
+    let mut chunks =
+        std::pin::pin!(leaves(&source.database, after, upto, source.connections, render));
     while let Some(chunk) = chunks.next().await {
         let Piece::Events(events) = chunk? else { return Err(BundleError::Missing(next)) };
-        for (position, text) in events {
+        for text in events {
             next += 1;
-            let comma = format == Format::Cloudevents && position < last;
             file.write_all(text.as_bytes()).map_err(io(&new))?;
-            file.write_all(if comma { b",\n" } else { b"\n" }).map_err(io(&new))?;
         }
     }
     if next <= last {
@@ -173,6 +180,45 @@ async fn write_part(
     }
     file.into_inner().map_err(|error| BundleError::Io(new.clone(), error.into_error()))?;
     std::fs::rename(&new, path).map_err(BundleError::io(path))
+}
+
+/// Where events come from: the archive up to the floor, the database from there on.
+struct Source {
+    database: Database,
+    connections: usize,
+    archived: Option<Lines>,
+    floor: u64,
+}
+
+impl Source {
+    async fn open(
+        database: &Database,
+        client: &tokio_postgres::Client,
+        archive: Option<&Path>,
+        connections: usize,
+    ) -> Result<Self, BundleError> {
+        let ranges = archive::ranges(client).await?;
+        let floor = ranges.last().map_or(0, |range| range.last);
+        let ranges = ranges.iter().map(|range| (range.first, range.last));
+        let archived = archive.map(|directory| Lines::of(directory, ranges));
+        Ok(Self { database: database.clone(), connections, archived, floor })
+    }
+
+    /// The event at a position, if that is archived; positions are asked for in order. Without an
+    /// archive the database is asked, which says what is missing.
+    fn archived_line(&mut self, position: u64, last: u64) -> Result<Option<Line>, BundleError> {
+        let Some(archived) = self.archived.as_mut().filter(|_| position <= self.floor.min(last))
+        else {
+            return Ok(None);
+        };
+        while let Some(line) = archived.next_line() {
+            let line = line?;
+            if line.position == position {
+                return Ok(Some(line));
+            }
+        }
+        Err(BundleError::Missing(position))
+    }
 }
 
 async fn inclusion(

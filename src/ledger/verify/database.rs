@@ -4,10 +4,12 @@ use futures_util::StreamExt as _;
 use milepost_schemas::Position;
 use tokio_postgres::{Client, IsolationLevel};
 
+use super::archived::{from_archive, from_kept};
 use super::events::{Auditor, SealedHash};
 use super::examine::Examiner;
 use super::finding::Problem;
 use super::{Report, Told, Trust};
+use crate::ledger::archive::{self, ArchiveError};
 use crate::ledger::hash::{HASH_BYTES, Hash};
 use crate::ledger::read::{GAPS_MAX, Piece, leaves};
 use crate::ledger::tree::{TILE_WIDTH, Tile, TileId};
@@ -17,23 +19,27 @@ use crate::log::{Database, DatabaseError};
 /// Tiles of level 0 read at once: 512 KiB.
 const TILES_AT_ONCE: i64 = 64;
 
-/// Audits the log in a database, reading events over so many connections at once.
+/// Audits the log in a database, reading events over so many connections at once, and those that
+/// are archived from the directory of the archive. Without one, what was sealed of them and what
+/// stays of them is audited, and the report says that they were not read.
 ///
 /// # Errors
-/// [`DatabaseError`] when it cannot be asked. What is wrong with the log stands in the report.
+/// [`ArchiveError`] when the database cannot be asked, or a range is not in the archive. What is
+/// wrong with the log stands in the report.
 pub async fn database(
     database: &Database,
     trust: Trust,
     connections: usize,
-) -> Result<Report, DatabaseError> {
+) -> Result<Report, ArchiveError> {
     let (mut client, _gone) = database.dedicated().await?;
     let (mut told, outside, last) = told(&mut client).await?;
-    let head = told.head;
+    let (head, archived) = (told.head, told.archived.clone());
     let signed = told.checkpoints.iter().map(|it| it.size).max().unwrap_or(0);
     // Where neither events nor checkpoints reach, the head's word is enough for one finding.
     told.head = head.min(last.max(signed));
     let (said, head) = (head, told.head);
     let examiner = Examiner::new(&trust.secrets);
+    let archive = trust.archive.clone();
     let mut auditor = Auditor::new(told, trust);
     if said > head {
         auditor.find(head + 1, Problem::MissingUpTo { head: said });
@@ -42,8 +48,19 @@ pub async fn database(
         auditor.find(position, Problem::Outside { head: said });
     }
     let mut tiles = Tiles::new(&client, auditor.sealed_size());
+    let floor = archived.last().map_or(Position::START, |range| Position(range.last));
+    for range in &archived {
+        match &archive {
+            Some(directory) => {
+                from_archive(&client, directory, range, &examiner, &mut tiles, &mut auditor)
+                    .await?;
+            }
+            None => from_kept(&client, range, &examiner, &mut tiles, &mut auditor).await?,
+        }
+        compare_filled(&client, &mut auditor).await?;
+    }
     let examine = move |position, leaf: &Leaf<'_>| examiner.examine(position, leaf);
-    let (after, upto) = (Position::START, Position(head));
+    let (after, upto) = (floor, Position(head));
     let mut chunks = std::pin::pin!(leaves(database, after, upto, connections, examine));
     while let Some(piece) = chunks.next().await {
         match piece? {
@@ -103,8 +120,10 @@ async fn told(client: &mut Client) -> Result<(Told, Vec<u64>, u64), DatabaseErro
     let keys = store::keys(&transaction).await?;
     let last: Option<i64> =
         transaction.query_one("SELECT max(position) FROM event", &[]).await?.get(0);
+    let archived = archive::ranges(&transaction).await?;
     transaction.commit().await?;
-    Ok((Told { epoch, head: size as u64, checkpoints, keys }, outside, last.unwrap_or(0) as u64))
+    let told = Told { epoch, head: size as u64, checkpoints, keys, archived };
+    Ok((told, outside, last.unwrap_or(0) as u64))
 }
 
 async fn compare_filled(client: &Client, auditor: &mut Auditor) -> Result<(), DatabaseError> {
@@ -152,7 +171,7 @@ async fn find_stray_tiles(client: &Client, auditor: &mut Auditor) -> Result<(), 
 }
 
 /// The stored tiles of level 0, read in order.
-struct Tiles<'a> {
+pub(super) struct Tiles<'a> {
     client: &'a Client,
     sealed: u64,
     /// The index of the first tile that is held.
@@ -168,7 +187,7 @@ impl<'a> Tiles<'a> {
     }
 
     /// What was sealed at a position; positions are asked for in order.
-    async fn at(
+    pub(super) async fn at(
         &mut self,
         position: u64,
         auditor: &mut Auditor,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use milepost_schemas::event::LogEpochBegun;
+use milepost_schemas::event::{LogEpochBegun, LogRangeArchived};
 use uuid::Uuid;
 
 use super::examine::{Examined, Signed, Tells};
@@ -58,6 +58,9 @@ pub struct Auditor {
     blind: bool,
     pub(super) rotations: Vec<Rotation>,
     pub(super) epochs: Vec<LogEpochBegun>,
+    pub(super) archives: Vec<LogRangeArchived>,
+    /// Of streams not all events are taken: their versions only grow.
+    sparse: bool,
     /// Tiles above level 0 that were filled, as the events and as the sealed hashes give them.
     upper: Vec<(Tile, Option<Tile>)>,
     pub(super) report: Report,
@@ -90,6 +93,8 @@ impl Auditor {
             blind: false,
             rotations: Vec::new(),
             epochs: Vec::new(),
+            archives: Vec::new(),
+            sparse: false,
             upper: Vec::new(),
             report: Report::default(),
             findings_max: FINDINGS_MAX,
@@ -110,6 +115,26 @@ impl Auditor {
             None => self.find(self.next(), Problem::Missing),
         }
         self.append(event.map(|event| event.leaf), sealed);
+    }
+
+    /// Goes on behind an event that is archived and is not read.
+    pub fn take_archived(&mut self, sealed: SealedHash) {
+        self.report.archived += 1;
+        self.append(None, sealed);
+    }
+
+    /// Whether what comes is only a part of each stream, as it stays of archived ranges.
+    pub fn set_sparse(&mut self, sparse: bool) {
+        self.sparse = sparse;
+    }
+
+    /// Compares an event that stays in the database beside its archive with what was sealed.
+    pub fn compare_kept(&mut self, position: u64, found: Hash, sealed: SealedHash) {
+        if let SealedHash::Hash(sealed) = sealed
+            && found != sealed
+        {
+            self.disagreements.push(Disagreement { position, found, sealed });
+        }
     }
 
     /// Goes on behind an event of which it was said what is wrong.
@@ -145,7 +170,8 @@ impl Auditor {
         let version = self.versions.entry(event.stream).or_insert(0);
         let expected = *version + 1;
         *version = event.version;
-        if event.version != expected {
+        let fits = event.version == expected || (self.sparse && event.version > expected);
+        if !fits {
             let (stream, found) = (event.stream, event.version);
             self.find(event.position, Problem::Version { stream, expected, found });
         }
@@ -162,6 +188,7 @@ impl Auditor {
         match &event.tells {
             None => {}
             Some(Tells::Epoch(begun)) => self.epochs.push(begun.clone()),
+            Some(Tells::Archived(archived)) => self.archives.push(archived.clone()),
             Some(Tells::Rotation(rotated)) => self.rotations.push(Rotation {
                 position: event.position,
                 former: rotated.former_key.clone(),

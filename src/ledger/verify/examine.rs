@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use milepost_schemas::event::{LogEpochBegun, LogKeyRotated};
+use milepost_schemas::event::{LogEpochBegun, LogKeyRotated, LogRangeArchived};
 use milepost_schemas::{CallbackEvidence, EventType};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -42,6 +42,7 @@ pub(super) enum Signed {
 pub(super) enum Tells {
     Rotation(LogKeyRotated),
     Epoch(LogEpochBegun),
+    Archived(LogRangeArchived),
 }
 
 /// Looks at events one by one; cheap to clone, and the same on every thread.
@@ -99,6 +100,8 @@ fn tells(leaf: &Leaf<'_>) -> Option<Tells> {
         serde_json::from_slice(leaf.body).ok().map(Tells::Rotation)
     } else if leaf.code == EventType::LogEpochBegun.code() {
         serde_json::from_slice(leaf.body).ok().map(Tells::Epoch)
+    } else if leaf.code == EventType::LogRangeArchived.code() {
+        serde_json::from_slice(leaf.body).ok().map(Tells::Archived)
     } else {
         None
     }

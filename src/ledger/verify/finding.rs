@@ -176,6 +176,28 @@ pub enum Problem {
         /// Why not.
         why: &'static str,
     },
+    /// An archive does not hold what it should.
+    #[error("the archive cannot be read from here on: {0}")]
+    Archive(String),
+    /// Events are said to be archived, and nothing vouches for it.
+    #[error("the events up to {last} are not here, as if archived, and no event says so")]
+    Unarchived {
+        /// The last position of the range.
+        last: u64,
+    },
+    /// Events that stay of an archived range are others than those that stayed.
+    #[error(
+        "of the archived events up to {last}, {expected} stayed here; {found} are there now, or \
+         they are others"
+    )]
+    Kept {
+        /// The last position of the range.
+        last: u64,
+        /// Events that stayed.
+        expected: u64,
+        /// Events that are there.
+        found: u64,
+    },
     /// Nothing was signed.
     #[error("no trusted checkpoint covers any of the {head} events")]
     Unsealed {

@@ -22,6 +22,7 @@ impl Auditor {
             self.find(finding.position, finding.problem);
         }
         self.check_epochs();
+        self.check_archives();
         let signed = self.check_checkpoints(&keys);
         let kept = self.check_kept(&keys);
         self.judge([&signed[..], &kept].concat());
@@ -40,6 +41,23 @@ impl Auditor {
         report.findings.sort_by_key(|finding| finding.position.wrapping_sub(1));
         report.findings.truncate(FINDINGS_MAX);
         report
+    }
+
+    /// What is said to be archived must be told of, in a log that is sealed.
+    fn check_archives(&mut self) {
+        for range in std::mem::take(&mut self.told.archived) {
+            let told = self.archives.iter().any(|it| {
+                (it.first, it.last, it.kept_events) == (range.first, range.last, range.kept_events)
+                    && it.kept_root == hex::encode(&range.kept_root)
+            });
+            if !told {
+                self.find(range.first, Problem::Unarchived { last: range.last });
+            }
+            if self.report.archived > 0 {
+                self.report.archives.push(range.location);
+            }
+        }
+        self.report.archives.dedup();
     }
 
     fn check_epochs(&mut self) {

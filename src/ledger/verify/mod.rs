@@ -7,6 +7,7 @@
 //! What this cannot find by itself: that the newest checkpoints were taken away together with all
 //! that they covered. Whoever has kept one of them, and names it, finds that as well.
 
+mod archived;
 mod database;
 mod events;
 mod examine;
@@ -14,8 +15,11 @@ mod finding;
 mod judge;
 mod keys;
 
+use std::path::PathBuf;
+
 use jiff::Timestamp;
 
+use super::archive::ArchivedRange;
 use super::note::VerifierKey;
 use super::store::{ListedKey, SignedCheckpoint};
 use crate::intake::github::Secret;
@@ -35,6 +39,8 @@ pub struct Trust {
     pub notes: Vec<String>,
     /// The secrets of callbacks, to check their signatures again.
     pub secrets: Vec<Secret>,
+    /// Where the oldest events are, where they are archived.
+    pub archive: Option<PathBuf>,
 }
 
 /// What is told of a log beside its events.
@@ -48,6 +54,8 @@ pub struct Told {
     pub checkpoints: Vec<SignedCheckpoint>,
     /// The public keys, by epoch and size.
     pub keys: Vec<ListedKey>,
+    /// The ranges whose events are archived, by position.
+    pub archived: Vec<ArchivedRange>,
 }
 
 /// What came out.
@@ -55,6 +63,10 @@ pub struct Told {
 pub struct Report {
     /// Events read.
     pub events: u64,
+    /// Events that are archived and were not read: what was sealed of them stands in for them.
+    pub archived: u64,
+    /// Where those are, as the operator named it.
+    pub archives: Vec<String>,
     /// The position up to which a trusted checkpoint covers them.
     pub sealed: u64,
     /// The root over those, as the events give it; empty where nothing is sealed.

@@ -75,6 +75,12 @@ impl Server {
         self.ready = read_ready(&self.dir.path().join("dev.json")).await;
     }
 
+    /// Starts it again on another database, with the same secrets.
+    pub async fn move_to(&mut self, database_url: String) {
+        self.options.database_url = Some(database_url);
+        self.restart().await;
+    }
+
     /// Tells it to end, and waits until it has; returns how long that took.
     pub async fn stop(&mut self) -> std::time::Duration {
         let begun = std::time::Instant::now();

@@ -12,7 +12,7 @@ use crate::harness::{MILEPOST, Server};
 
 async fn export(server: &Server, directory: &Path, format: Format) -> bundle::Exported {
     let database = Database::new(&server.database_url()).unwrap();
-    bundle::export(&database, directory, format, 2).await.unwrap()
+    bundle::export(&database, directory, format, 2, None).await.unwrap()
 }
 
 fn part(directory: &Path, format: &str) -> std::path::PathBuf {
@@ -103,13 +103,13 @@ async fn an_export_goes_on_where_it_broke_off() {
     assert!(report.is_clean(), "{:?}", report.findings);
     // What is there in another format, or of another log, is not mixed with it.
     let database = Database::new(&server.database_url()).unwrap();
-    let mixed = bundle::export(&database, directory.path(), Format::Cloudevents, 2).await;
+    let mixed = bundle::export(&database, directory.path(), Format::Cloudevents, 2, None).await;
     assert!(matches!(mixed, Err(BundleError::Other(..))), "{mixed:?}");
     let other = Server::start().await;
     record(&other.client(), 5).await;
     sealed(&other.client()).await;
     let database = Database::new(&other.database_url()).unwrap();
-    let mixed = bundle::export(&database, directory.path(), Format::Jsonl, 2).await;
+    let mixed = bundle::export(&database, directory.path(), Format::Jsonl, 2, None).await;
     assert!(matches!(mixed, Err(BundleError::Other(..))), "{mixed:?}");
 }
 

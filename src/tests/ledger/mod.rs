@@ -1,6 +1,8 @@
 //! What proves the log: that tampering is found, that others accept our proofs, that a log set back
 //! is noticed, and that an export stands by itself.
 
+mod archives;
+mod drill;
 mod exports;
 mod proofs;
 mod sealing;
@@ -14,7 +16,7 @@ use milepost::log::Database;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Server, wait_until};
+use crate::harness::{Client, MILEPOST, Server, wait_until};
 
 /// Connections an audit of a test reads over.
 const CONNECTIONS: usize = 2;
@@ -79,6 +81,25 @@ async fn audit(server: &Server) -> Report {
     let keys = key_file(server.dir()).read().unwrap();
     let keys = keys.iter().map(|key| key.verifier("")).collect();
     audit_with(server, Trust { keys, ..Trust::default() }).await
+}
+
+/// Runs a subcommand of `milepost log` on a server's database and keys; its exit code and output.
+async fn log(server: &Server, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = command(server, arguments).output().await.unwrap();
+    let words = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(words).unwrap())
+}
+
+fn command(server: &Server, arguments: &[&str]) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(MILEPOST);
+    command
+        .arg("log")
+        .args(arguments)
+        .arg("--data-dir")
+        .arg(server.dir())
+        .env("DATABASE_URL", server.database_url())
+        .env_remove("MILEPOST_SEAL_KEY_FILE");
+    command
 }
 
 async fn audit_with(server: &Server, trust: Trust) -> Report {

@@ -7,24 +7,8 @@ use milepost::ledger::verify::{Problem, Trust};
 use reqwest::Method;
 use serde_json::Value;
 
-use super::{audit, audit_with, checkpoint, key, key_file, record, sealed};
-use crate::harness::{Client, MILEPOST, Options, Server, sql, wait_until};
-
-/// Runs a subcommand of `milepost log` on a server's database and keys; its exit code and output.
-async fn log(server: &Server, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = tokio::process::Command::new(MILEPOST)
-        .arg("log")
-        .args(arguments)
-        .arg("--data-dir")
-        .arg(server.dir())
-        .env("DATABASE_URL", server.database_url())
-        .env_remove("MILEPOST_SEAL_KEY_FILE")
-        .output()
-        .await
-        .unwrap();
-    let words = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8(words).unwrap())
-}
+use super::{audit, audit_with, checkpoint, key, key_file, log, record, sealed};
+use crate::harness::{Client, Options, Server, sql, wait_until};
 
 async fn seal_refused(client: &Client) -> bool {
     let request = client.request(Method::GET, "/metrics").bearer_auth(&client.token);
