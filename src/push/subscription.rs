@@ -91,6 +91,8 @@ pub struct Wants {
     pub events_of_jobs: Vec<JobId>,
     /// The events of these nodes, with their jobs'.
     pub events_of_nodes: Vec<NodeId>,
+    /// Whether the reader shows how fresh it is, and so is told even when nothing happens.
+    pub bookmarks: bool,
 }
 
 impl Wants {
@@ -193,7 +195,7 @@ impl Subscription {
                 // Spread, so that a thousand browsers do not come back in the same instant.
                 retry_ms: 1_000 + random % 2_000,
             }),
-            catching_up: registration.is_some(),
+            catching_up: registration.is_some() || wants.bookmarks,
             read_events: FIRST_READ_EVENTS,
             app,
             wants: Box::new(wants),
@@ -204,7 +206,11 @@ impl Subscription {
 
     /// How long the stream may be quiet before [`Self::tick`] is due.
     pub fn tick_after(&self) -> Duration {
-        if self.registration.is_some() { PAGE_TICK } else { EVENTS_TICK }
+        if self.tells_bookmarks() { PAGE_TICK } else { EVENTS_TICK }
+    }
+
+    fn tells_bookmarks(&self) -> bool {
+        self.registration.is_some() || self.wants.bookmarks
     }
 
     /// The next messages, in order; waits until there are some. Dropping the future loses
@@ -248,7 +254,7 @@ impl Subscription {
         if self.position < upto || self.states_shown < upto {
             frames = self.gather(upto).await?;
         }
-        if self.registration.is_some() || self.position > self.told {
+        if self.tells_bookmarks() || self.position > self.told {
             frames.push(self.bookmark("bookmark"));
         } else if frames.is_empty() {
             frames.push(encode::comment("here"));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
@@ -57,10 +58,10 @@ pub async fn list(
 pub async fn show(
     State(app): State<Arc<App>>,
     _: Actor,
-    position: Option<Path<u64>>,
+    position: Result<Path<u64>, PathRejection>,
 ) -> Result<Response, Problem> {
     let mut body = Vec::new();
-    read_one(&app, position.map(|Path(position)| position)).await?.write_json(&mut body);
+    read_one(&app, position.ok().map(|Path(position)| position)).await?.write_json(&mut body);
     Ok(json(body))
 }
 

@@ -78,7 +78,7 @@ pub async fn page(
 }
 
 async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
-    let mut wants = Wants::default();
+    let mut wants = Wants { bookmarks: true, ..Wants::default() };
     let mut count = 0;
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         if !matches!(&*name, "agent" | "job" | "node" | "log" | "events") {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use askama::Template;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use milepost_projections::Job;
@@ -145,10 +146,10 @@ fn quoted(text: &str) -> String {
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
-    position: Option<Path<u64>>,
+    position: Result<Path<u64>, PathRejection>,
 ) -> Result<Response, Trouble> {
     let (_, head) = app.log.head().await?;
-    let event = read_one(&app, position.map(|Path(position)| position)).await?;
+    let event = read_one(&app, position.ok().map(|Path(position)| position)).await?;
     let row = row(&event, &app.access.people())?;
     let metadata: Metadata = serde_json::from_slice(&event.header).map_err(|error| {
         Problem::damaged(format!("event {} has no header: {error}", row.position))

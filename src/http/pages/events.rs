@@ -80,6 +80,16 @@ impl EventsPage {
         EventType::ALL.iter().map(|kind| kind.name())
     }
 
+    /// The address of the newer page, if there is one.
+    fn newer(&self) -> Option<String> {
+        self.found.newer.map(|position| self.address("after", position))
+    }
+
+    /// The address of the older page, if there is one.
+    fn older(&self) -> Option<String> {
+        self.found.older.map(|position| self.address("before", position))
+    }
+
     /// The page of the same filters with a cursor.
     fn address(&self, cursor: &str, position: u64) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());

@@ -105,7 +105,11 @@ async fn set_screen(browser: &Browser, (width, height, scheme): (u32, u32, &str)
     let metrics =
         json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
     browser.command("Emulation.setDeviceMetricsOverride", &metrics).await;
-    let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+    // Colours that are on their way from one scheme to the other are those of neither.
+    let media = json!({"features": [
+        {"name": "prefers-color-scheme", "value": scheme},
+        {"name": "prefers-reduced-motion", "value": "reduce"},
+    ]});
     browser.command("Emulation.setEmulatedMedia", &media).await;
 }
 

@@ -377,3 +377,11 @@ async fn many_readers_of_one_thing_hear_the_same() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_events_is_told_that_it_is_fresh_while_nothing_happens() {
+    let server = Server::start().await;
+    let client = server.client();
+    let mut stream = client.stream("/api/stream?events=all", None).await;
+    assert_eq!(stream.next().await.unwrap().event, "bookmark");
+}

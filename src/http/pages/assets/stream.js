@@ -326,6 +326,8 @@ class Stream extends HTMLElement {
   }
 
   show() {
+    // A page that follows nothing is as old as it was when it was made, and says so.
+    if (!Object.values(wants).some((ids) => ids.length > 0)) return;
     const age = Date.now() - heardAt;
     const again = Math.max(Math.ceil((link.nextTry - Date.now()) / 1000), 0);
     const [state, words] = freshness(age, again);
