@@ -90,6 +90,7 @@ impl Agent {
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
             | Event::InstanceServerMissing(_)
+            | Event::PersonalDataErased(_)
             | Event::QueueResumed(_) => return,
         }
         agent.updated_at = at;

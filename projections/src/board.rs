@@ -2,7 +2,7 @@
 //! what the dashboard shows.
 
 use jiff::Timestamp;
-use milepost_schemas::event::Server;
+use milepost_schemas::event::{Server, SubjectKind};
 use milepost_schemas::{AgentId, Event, InstanceId, JobId, Position};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -163,6 +163,8 @@ impl Board {
                     Job::apply(&mut self.job, recorded);
                 }
             }
+            // What it knows is sealed, and opens no more.
+            Event::PersonalDataErased(_) => {}
             Event::JobLogRecorded(_)
             | Event::CallbackRejected(_)
             | Event::NodeRegistered(_)
@@ -211,7 +213,11 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         Event::CompensationStepTaken(event) => Some(event.agent_id),
         Event::CompensationCompleted(event) => Some(event.agent_id),
         Event::InstanceServerMissing(event) => Some(event.agent_id),
-        Event::JobLogRecorded(_)
+        Event::PersonalDataErased(event) if event.kind == SubjectKind::Agent => {
+            Some(event.subject.into())
+        }
+        Event::PersonalDataErased(_)
+        | Event::JobLogRecorded(_)
         | Event::CallbackRejected(_)
         | Event::NodeRegistered(_)
         | Event::NodeProvisioningRequested(_)

@@ -253,6 +253,7 @@ fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
         | Event::QueueResumed(_)
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
-        | Event::InstanceServerMissing(_) => None,
+        | Event::InstanceServerMissing(_)
+        | Event::PersonalDataErased(_) => None,
     }
 }

@@ -462,6 +462,7 @@ impl Job {
             | Event::QueuePaused(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
+            | Event::PersonalDataErased(_)
             | Event::InstanceServerMissing(_)
             | Event::QueueResumed(_) => return,
         }
@@ -661,6 +662,7 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         | Event::OrphanFound(_)
         | Event::OrphanRemoved(_)
         | Event::InstanceServerMissing(_)
+        | Event::PersonalDataErased(_)
         | Event::QueueResumed(_) => None,
     }
 }

@@ -71,7 +71,8 @@ impl Queue {
             | Event::CompensationCompleted(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
-            | Event::InstanceServerMissing(_) => None,
+            | Event::InstanceServerMissing(_)
+            | Event::PersonalDataErased(_) => None,
         };
         Self { paused }
     }

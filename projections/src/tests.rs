@@ -10,10 +10,11 @@ use milepost_schemas::event::{
     JobPriorityChanged, JobQueued, JobRetried, JobSucceeded, LateCallbackRecorded, NodeActivated,
     NodeAddressTaken, NodeBecameUnreachable, NodeDecommissionEnded, NodeDecommissionRequested,
     NodeDecommissioned, NodeProvisioningRequested, NodeRegistered, NotApplied, OrphanFound,
-    OrphanReason, OrphanRemoved, Outcome, ProvisioningEnded, ProvisioningRequested,
-    ProvisioningStarted, ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry,
-    Server, TaskStarted, UndoOutcome, WORKFLOW_FAILED, WorkflowDispatchFailed,
-    WorkflowDispatchRequested, WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
+    OrphanReason, OrphanRemoved, Outcome, PersonalDataErased, ProvisioningEnded,
+    ProvisioningRequested, ProvisioningStarted, ProvisioningStepRecorded, QueuePaused,
+    QueueResumed, Resource, Retry, Server, SubjectKind, TaskStarted, UndoOutcome, WORKFLOW_FAILED,
+    WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+    WorkflowRunCancelRequested, WorkflowRunObserved,
 };
 use milepost_schemas::{
     AgentId, Attempt, Event, EventType, InstanceId, JobId, NodeId, Position, StreamId,
@@ -63,6 +64,7 @@ fn stream_of(event: &Event) -> StreamId {
         (Event::InstanceRequested(event), _) => event.instance_id.stream(),
         (Event::InstanceStarted(event), _) => event.instance_id.stream(),
         (Event::InstanceServerMissing(event), _) => event.instance_id.stream(),
+        (Event::PersonalDataErased(event), _) => event.subject,
         (Event::JobLogRecorded(event), _) => event.job_id.log_stream(),
         _ => AGENT.stream(),
     }
@@ -108,7 +110,7 @@ pub(crate) fn node_registered() -> Event {
     NodeRegistered {
         node_id: NODE,
         hostname: "web-1.example.com".into(),
-        public_ip: [192, 0, 2, 31].into(),
+        public_ip: "192.0.2.31".into(),
         ssh_user: "root".into(),
         ssh_port: 22,
     }
@@ -479,6 +481,13 @@ fn any_event() -> impl Strategy<Value = Event> {
                 EventType::InstanceServerMissing => {
                     InstanceServerMissing { instance_id, agent_id, job_id, server_id: step }.into()
                 }
+                EventType::PersonalDataErased => PersonalDataErased {
+                    subject: agent_id.stream(),
+                    kind: SubjectKind::Agent,
+                    erased_by: "token:ci".into(),
+                    reason: step,
+                }
+                .into(),
                 EventType::CallbackRejected => CallbackRejected {
                     job_id: step,
                     kind: "step".into(),

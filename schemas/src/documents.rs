@@ -69,6 +69,7 @@ documents! {
     "OrphanFound" v 1,
     "OrphanRemoved" v 1,
     "InstanceServerMissing" v 1,
+    "PersonalDataErased" v 1,
 }
 
 macro_rules! node_examples {

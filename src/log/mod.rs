@@ -7,10 +7,11 @@
 mod append;
 mod connect;
 mod follow;
+mod privacy;
 mod read;
 
 use std::io::Write as _;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -23,6 +24,10 @@ use serde::{Deserialize, Serialize};
 pub use append::{AppendError, Appended, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, QUEUE_ITEMS_MAX};
 pub use connect::{Database, DatabaseError};
 pub use follow::{Feed, RING_BYTES_MAX, RING_EVENTS_MAX, Since};
+pub use privacy::{
+    ERASED, Escape, KeyError, Keys, MASTER_KEY_BYTES, MasterKey, MasterKeys, Opener, SEALED,
+    has_token, rewrap, vacuum,
+};
 pub use read::{EventFilter, READ_EVENTS_MAX};
 
 use crate::metrics::Metrics;
@@ -33,6 +38,7 @@ pub struct Log {
     appender: append::Sender,
     database: Database,
     feed: Arc<Feed>,
+    keys: Arc<Keys>,
 }
 
 impl Log {
@@ -44,18 +50,24 @@ impl Log {
         database: Database,
         metrics: Arc<Metrics>,
         writer: String,
+        keys: Arc<Keys>,
     ) -> Result<Self, DatabaseError> {
         let (epoch, size) = read::head(&database).await?;
-        let feed = Arc::new(Feed::new(epoch, size));
+        let feed = Arc::new(Feed::new(epoch, size, Arc::clone(&keys)));
         let appender =
             append::start(database.clone(), Arc::clone(&feed), metrics, writer.clone()).await?;
         follow::start(database.clone(), Arc::clone(&feed), writer);
-        Ok(Self { appender, database, feed })
+        Ok(Self { appender, database, feed, keys })
     }
 
     /// Every committed event of the log as this process learns of it.
     pub fn feed(&self) -> &Arc<Feed> {
         &self.feed
+    }
+
+    /// The keys of personal texts.
+    pub fn keys(&self) -> &Arc<Keys> {
+        &self.keys
     }
 
     /// Where the log is.
@@ -131,6 +143,8 @@ pub struct Committed {
     event: OnceLock<Result<Event, DecodeError>>,
     delivery_id: OnceLock<Option<String>>,
     rendered: OnceLock<Bytes>,
+    /// The same where personal texts were opened in it, and the generation of keys that opened them.
+    opened: Mutex<Option<(u64, Bytes)>>,
 }
 
 /// The part of a header that folds need.
@@ -157,6 +171,7 @@ impl Committed {
             event: OnceLock::new(),
             delivery_id: OnceLock::new(),
             rendered: OnceLock::new(),
+            opened: Mutex::default(),
         }
     }
 
@@ -208,9 +223,51 @@ impl Committed {
         out.push(b'}');
     }
 
-    /// The event as its subscribers get it: rendered by whoever asks first, shared by all.
-    pub fn rendered(&self, render: impl FnOnce(&Self) -> Bytes) -> Bytes {
-        self.rendered.get_or_init(|| render(self)).clone()
+    /// The event as its subscribers get it: rendered by whoever asks first, shared by all. Where
+    /// personal texts are opened in it, it is rendered again once a key has been erased.
+    ///
+    /// # Errors
+    /// [`DatabaseError`] when a key cannot be read.
+    pub async fn rendered(
+        &self,
+        keys: &Keys,
+        render: impl FnOnce(&Self, &Opener) -> Bytes,
+    ) -> Result<Bytes, DatabaseError> {
+        if let Some(rendered) = self.rendered.get() {
+            return Ok(rendered.clone());
+        }
+        if !self.is_sealed() {
+            return Ok(self.rendered.get_or_init(|| render(self, &Opener::default())).clone());
+        }
+        let generation = keys.generation();
+        if let Some((of, opened)) = &*self.opened()
+            && *of == generation
+        {
+            return Ok(opened.clone());
+        }
+        let opener = keys.opener(self.texts()).await?;
+        let rendered = render(self, &opener);
+        *self.opened() = Some((generation, rendered.clone()));
+        Ok(rendered)
+    }
+
+    /// Lets go of what was opened for subscribers.
+    fn forget_opened(&self) {
+        *self.opened() = None;
+    }
+
+    /// Whether personal texts of it are sealed.
+    fn is_sealed(&self) -> bool {
+        self.texts().into_iter().any(has_token)
+    }
+
+    /// All of it that may hold sealed texts.
+    pub fn texts(&self) -> [&[u8]; 2] {
+        [&self.header, &self.body]
+    }
+
+    fn opened(&self) -> std::sync::MutexGuard<'_, Option<(u64, Bytes)>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_delivery_id(&self) -> Option<String> {

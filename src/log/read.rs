@@ -1,6 +1,6 @@
 //! Reads of the log, in short ranges: a long snapshot would stop the pruning of the head row.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use bytes::Bytes;
 use milepost_schemas::{EventType, Position, StreamId};
@@ -207,5 +207,6 @@ fn committed(epoch: i64, row: &Row) -> Committed {
         event: OnceLock::new(),
         delivery_id: OnceLock::new(),
         rendered: OnceLock::new(),
+        opened: Mutex::default(),
     }
 }
