@@ -7,6 +7,7 @@ mod doctor;
 mod job_log;
 mod jobs;
 mod log;
+mod privacy;
 mod rehearse;
 mod serve;
 mod supervise;
@@ -45,6 +46,9 @@ enum Command {
     /// List, cancel, repeat or move jobs, or read their logs; pause and resume the queue
     #[command(subcommand)]
     Jobs(jobs::Command),
+    /// Erase the personal data of an agent or a node; change the master key
+    #[command(subcommand)]
+    Privacy(privacy::Command),
     /// Make or revoke the tokens of programs
     #[command(subcommand)]
     Token(token::Command),
@@ -84,6 +88,7 @@ async fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Callback(args) => callback::run(args).await,
         Command::Log(command) => log::run(command).await,
         Command::Jobs(command) => jobs::run(command).await,
+        Command::Privacy(command) => privacy::run(command).await,
         Command::Token(command) => token::run(command).await,
         Command::User(command) => user::run(command).await,
         Command::Doctor(args) => doctor::run(args).await,

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use milepost_schemas::Metadata;
 use uuid::Uuid;
 
+use super::open;
 use super::pages::Trouble;
 use super::problem::Problem;
 use crate::accounts;
@@ -57,6 +58,7 @@ impl FromRequestParts<Arc<App>> for Actor {
         if actor.by_cookie {
             refuse_cross_origin(&parts.method, &parts.headers)?;
         }
+        open::allow(parts);
         Ok(actor)
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod auth;
+mod open;
 pub mod pages;
 pub mod problem;
 
@@ -57,6 +58,7 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/api/events", &["get"]),
     ("/api/events/stream", &["get"]),
     ("/api/stream", &["get"]),
+    ("/api/privacy/erase", &["post"]),
     ("/api/metrics", &["get"]),
     ("/api/login", &["post"]),
     ("/api/logout", &["post"]),
@@ -93,6 +95,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/events", get(api::events::list))
         .route("/api/events/stream", get(api::streams::events))
         .route("/api/stream", get(api::streams::page))
+        .route("/api/privacy/erase", post(api::privacy::erase))
         .route("/api/metrics", get(api::metrics::counts))
         .route("/api/login", post(api::session::log_in))
         .route("/api/logout", post(api::session::log_out))
@@ -103,6 +106,7 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(pages::routes())
         .fallback(pages::not_found)
         .method_not_allowed_fallback(pages::not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), open::personal))
         .layer(middleware::map_response(secure));
     // Webhooks go without the layers that browsers need.
     Router::new()

@@ -45,7 +45,8 @@ impl Log {
     /// Opens the log: starts the appender and the tailer of this process.
     ///
     /// # Errors
-    /// When the database cannot be reached, or has not been migrated.
+    /// When the database cannot be reached, or has not been migrated, or when no master key given is
+    /// the one its keys are under.
     pub async fn open(
         database: Database,
         metrics: Arc<Metrics>,
@@ -53,6 +54,7 @@ impl Log {
         keys: Arc<Keys>,
     ) -> Result<Self, DatabaseError> {
         let (epoch, size) = read::head(&database).await?;
+        keys.check().await.map_err(KeyError::into_database)?;
         let feed = Arc::new(Feed::new(epoch, size, Arc::clone(&keys)));
         let appender =
             append::start(database.clone(), Arc::clone(&feed), metrics, writer.clone()).await?;

@@ -11,6 +11,7 @@ mod github_dispatch;
 mod harness;
 mod leases;
 mod postgres;
+mod privacy;
 mod rehearsal;
 mod routes;
 mod vm;

@@ -7,6 +7,7 @@ pub mod job_log;
 pub mod jobs;
 pub mod metrics;
 pub mod nodes;
+pub mod privacy;
 pub mod queue;
 pub mod session;
 pub mod streams;

@@ -24,11 +24,11 @@ use super::{
 use crate::accounts;
 use crate::app::App;
 use crate::domain::node::NewNode;
-use crate::http::api::{Id, agents, jobs, nodes, queue, session};
+use crate::http::api::{Id, agents, jobs, nodes, privacy, queue, session};
 use crate::http::auth::{Actor, Visitor, refuse_cross_origin};
 use crate::http::problem::Problem;
 use crate::http::{BODY_BYTES_MAX, read_body};
-use crate::log::{Committed, EventFilter};
+use crate::log::{Committed, Escape, EventFilter, Opener};
 use crate::views::{RowRange, read_log_rows, streams_of_agent, streams_of_node};
 
 /// Events a page shows at once; older ones are a link away.
@@ -44,6 +44,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/agents", post(create))
         .route("/agents/{id}", get(agent))
         .route("/agents/{id}/provision", post(provision))
+        .route("/agents/{id}/erase", post(erase_agent))
         .route("/jobs/{id}", get(job))
         .route("/jobs/{id}/cancel", post(cancel))
         .route("/jobs/{id}/priority", post(prioritise))
@@ -52,6 +53,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/nodes/{id}", get(node))
         .route("/nodes/{id}/provision", post(provision_node))
         .route("/nodes/{id}/decommission", post(decommission_node))
+        .route("/nodes/{id}/erase", post(erase_node))
         .route("/queue/pause", post(pause))
         .route("/queue/resume", post(resume))
         .route("/login", get(login).post(log_in))
@@ -174,7 +176,13 @@ async fn job(
 
 /// The end of a job's log.
 async fn log(app: &App, job: JobId) -> Result<LogView, Problem> {
-    let page = read_log_rows(&app.log, job, RowRange::Newest, LOG_ROWS_SHOWN).await?;
+    let mut page = read_log_rows(&app.log, job, RowRange::Newest, LOG_ROWS_SHOWN).await?;
+    // Before their colours are read: those are sealed with them.
+    let texts = page.lines.iter().map(|row| row.text.as_bytes());
+    let opener = app.log.keys().opener(texts).await?;
+    for row in &mut page.lines {
+        row.text = opener.text(&row.text).into_owned().into();
+    }
     Ok(LogView::new(job.to_string(), page.total, &page.lines))
 }
 
@@ -317,17 +325,20 @@ async fn events(
     let mut events = app.log.read_newest(&filter, upto, EVENTS_SHOWN + 1).await?;
     let older = events.len() > EVENTS_SHOWN;
     events.truncate(EVENTS_SHOWN);
-    let rows = events.iter().map(row).collect::<Result<_, _>>()?;
+    // Within JSON, before it is laid out and cut short for a page.
+    let opener = app.log.keys().opener(events.iter().flat_map(Committed::texts)).await?;
+    let rows = events.iter().map(|event| row(event, &opener)).collect::<Result<_, _>>()?;
     Ok(EventList { rows, older, before })
 }
 
-fn row(event: &Committed) -> Result<EventRow, Problem> {
+fn row(event: &Committed, opener: &Opener) -> Result<EventRow, Problem> {
     let unreadable = |error: serde_json::Error| {
         let detail = format!("event {} cannot be read: {error}", event.position);
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "unreadable", "Unreadable", detail)
     };
-    let data = serde_json::from_slice(&event.body).map_err(unreadable)?;
-    let metadata = serde_json::from_slice(&event.header).map_err(unreadable)?;
+    let [header, body] = event.texts().map(|text| opener.open(text, Escape::Json));
+    let data = serde_json::from_slice(&body).map_err(unreadable)?;
+    let metadata = serde_json::from_slice(&header).map_err(unreadable)?;
     let place = Place {
         position: event.position.0,
         epoch: event.epoch,
@@ -368,6 +379,30 @@ async fn provision(
 #[derive(Deserialize)]
 struct Reason {
     reason: Option<String>,
+}
+
+async fn erase_agent(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    id: Result<Id<AgentId>, Problem>,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let Id(agent) = id?;
+    let Reason { reason } = form(request).await?;
+    privacy::destroy(&app, &actor, agent.stream(), reason.unwrap_or_default()).await?;
+    Ok(Redirect::to(&format!("/agents/{agent}")))
+}
+
+async fn erase_node(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    id: Result<Id<NodeId>, Problem>,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let Id(node) = id?;
+    let Reason { reason } = form(request).await?;
+    privacy::destroy(&app, &actor, node.stream(), reason.unwrap_or_default()).await?;
+    Ok(Redirect::to(&format!("/nodes/{node}")))
 }
 
 async fn cancel(

@@ -100,11 +100,7 @@ impl MasterKeys {
     }
 }
 
-fn unwrap(
-    master: &MasterKey,
-    subject: StreamId,
-    wrapped: &[u8],
-) -> Option<[u8; DATA_KEY_BYTES]> {
+fn unwrap(master: &MasterKey, subject: StreamId, wrapped: &[u8]) -> Option<[u8; DATA_KEY_BYTES]> {
     let (nonce, sealed) = wrapped.split_at_checked(NONCE_LEN)?;
     let mut sealed = sealed.to_vec();
     let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;

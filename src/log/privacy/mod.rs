@@ -25,7 +25,7 @@ pub(super) use decision::Sealed;
 pub use master::{MASTER_KEY_BYTES, MasterKey, MasterKeys};
 pub use open::{ERASED, Escape, Opener, SEALED};
 pub use store::{rewrap, vacuum};
-pub use token::{DATA_KEY_BYTES, DataKey, defuse, has_token};
+pub use token::{DataKey, has_token};
 
 /// Keys kept in memory, of 1 KiB each; one that is not costs a look-up.
 const KEYS_CACHED_MAX: NonZeroUsize = NonZeroUsize::new(8_192).expect("it is not zero");
@@ -45,6 +45,16 @@ pub enum KeyError {
     /// The key was wrapped by a master key that is not among those given.
     #[error("no master key given opens the key of {0}")]
     Locked(StreamId),
+}
+
+impl KeyError {
+    /// As an error of the database that the keys are in.
+    pub fn into_database(self) -> DatabaseError {
+        match self {
+            Self::Database(error) => error,
+            Self::NoMaster | Self::Locked(_) => DatabaseError::Unexpected(self.to_string()),
+        }
+    }
 }
 
 /// What is known of a subject's key.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
+use bytes::Bytes;
 use milepost_schemas::StreamId;
 
 use super::token::{Token, tokens};
@@ -64,12 +65,13 @@ impl Keys {
     ///
     /// # Errors
     /// As [`Self::opener`].
-    pub async fn open(&self, bytes: Vec<u8>, escape: Escape) -> Result<Vec<u8>, DatabaseError> {
-        let opener = self.opener([bytes.as_slice()]).await?;
-        match opener.open(&bytes, escape) {
-            Cow::Borrowed(_) => Ok(bytes),
-            Cow::Owned(opened) => Ok(opened),
-        }
+    pub async fn open(&self, bytes: Bytes, escape: Escape) -> Result<Bytes, DatabaseError> {
+        let opener = self.opener([&*bytes]).await?;
+        let opened = match opener.open(&bytes, escape) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(opened) => Some(opened),
+        };
+        Ok(opened.map_or(bytes, Bytes::from))
     }
 
     /// Opens the sealed texts within a text.

@@ -1,4 +1,4 @@
-//! The table of wrapped keys. Source: `migrations/V13__data_keys.sql`.
+//! The table of wrapped keys. Source: `migrations/V15__data_keys.sql`.
 
 use milepost_schemas::StreamId;
 use uuid::Uuid;
