@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::execute::{JobCache, JobLogCache};
 use crate::intake::Redactor;
 use crate::ledger::{self, KeyFile};
-use crate::log::{Database, DatabaseError, Log};
+use crate::log::{Database, DatabaseError, Keys, Log, MasterKeys};
 use crate::metrics::Metrics;
 use crate::push::{self, Hub};
 use crate::views::{self, Views};
@@ -59,7 +59,8 @@ impl App {
     /// yet but the log itself.
     ///
     /// # Errors
-    /// [`DatabaseError`] when the database cannot be reached, or is not migrated.
+    /// [`DatabaseError`] when the database cannot be reached, is not migrated, or has its keys under
+    /// other master keys.
     pub async fn open(
         mut config: Config,
         shutdown: CancellationToken,
@@ -68,7 +69,10 @@ impl App {
         let metrics = Metrics::new();
         let database = Database::new(&config.database_url)?;
         let writer = Clock.id().to_string();
-        let log = Log::open(database.clone(), Arc::clone(&metrics), writer).await?;
+        let masters = MasterKeys::parse(&config.master_keys);
+        let masters = masters.map_err(|error| DatabaseError::Unexpected(error.to_string()))?;
+        let keys = Arc::new(Keys::new(database.clone(), masters));
+        let log = Log::open(database.clone(), Arc::clone(&metrics), writer, keys).await?;
         Ok(Arc::new(Self {
             clock: Clock,
             jobs: JobCache::new(),

@@ -13,6 +13,7 @@ use crate::clients::tailscale::{Credentials, TAILNET, TAILSCALE_API_URL};
 use crate::domain::Limits;
 use crate::domain::job::LISTS_RUNS;
 use crate::intake::github::{Rules, Secret};
+use crate::log::MasterKeys;
 
 /// Who runs attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -130,6 +131,10 @@ pub struct Config {
     pub rules: Rules,
     /// `MILEPOST_REDACT`: further secrets, separated by commas, that must never enter the log.
     pub redact: Vec<String>,
+    /// `MILEPOST_MASTER_KEY`: the key that the keys of personal texts are kept under, base64 of 32
+    /// bytes; several, separated by commas, while it is changed: the first one wraps, all unwrap.
+    /// No default for `serve`; `dev` makes one in its data directory.
+    pub master_keys: Vec<String>,
     /// `MILEPOST_DISPATCHER`: `none`, `rehearsal`, `github` (jobs of agents), `ansible` (jobs of
     /// nodes), or `github,ansible`.
     pub dispatchers: Dispatchers,
@@ -445,6 +450,8 @@ impl Config {
         let database_url = require("DATABASE_URL", "postgres://user:password@host/database");
         let public_url = require("MILEPOST_PUBLIC_URL", "https://milepost.example.com");
         let secrets = require("MILEPOST_CALLBACK_SECRETS", "the secret workflows sign with");
+        let master_key = "base64 of 32 random bytes (openssl rand -base64 32)";
+        let master_keys = list(&require("MILEPOST_MASTER_KEY", master_key));
         let listen = get("MILEPOST_LISTEN").unwrap_or_else(|| LISTEN.to_owned());
         let listen = listen
             .parse()
@@ -466,6 +473,9 @@ impl Config {
         let rules = rules(&callback_secrets, accept)
             .map_err(|error| wrong.push(format!("MILEPOST_CALLBACK_SECRETS: {error}")));
         let trusted_proxies = trusted_proxies(&get, &mut wrong);
+        if let Err(error) = MasterKeys::parse(&master_keys) {
+            wrong.push(format!("MILEPOST_MASTER_KEY: {error}"));
+        }
         let limits = limits(&get, &mut wrong);
         let cloud = Cloud::from_env(&get, &mut wrong);
         let redact = list(&get("MILEPOST_REDACT").unwrap_or_default());
@@ -478,6 +488,7 @@ impl Config {
                 callback_secrets,
                 rules,
                 redact,
+                master_keys,
                 dispatchers,
                 github: Github::from_env(&get),
                 ansible: Ansible::from_env(&get),
@@ -491,8 +502,9 @@ impl Config {
         }
     }
 
-    /// The settings of a tool that reads and writes the log of a database, and serves nobody.
-    pub fn of_tool(database_url: String) -> Self {
+    /// The settings of a tool that reads and writes the log of a database, and serves nobody. Without
+    /// master keys it writes nothing personal.
+    pub fn of_tool(database_url: String, master_keys: Vec<String>) -> Self {
         Self {
             database_url,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -501,6 +513,7 @@ impl Config {
             callback_secrets: Vec::new(),
             rules: Rules { secrets: Vec::new(), accept_x_signature: false },
             redact: Vec::new(),
+            master_keys,
             dispatchers: Dispatchers::default(),
             github: Github::default(),
             ansible: Ansible::from_env(&|_| None),
@@ -527,7 +540,8 @@ impl Config {
 
     /// Everything that must never enter the log.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
-        let own = self.callback_secrets.iter().chain(&self.redact).map(String::as_str);
+        let own = self.callback_secrets.iter().chain(&self.redact).chain(&self.master_keys);
+        let own = own.map(String::as_str);
         let cloud = self.cloud.iter().flat_map(|cloud| cloud.accounts.secrets());
         own.chain(self.github.secrets()).chain(cloud)
     }
@@ -582,6 +596,11 @@ pub fn limits(get: &impl Fn(&str) -> Option<String>, wrong: &mut Vec<String>) ->
     limits
 }
 
+/// The master keys that the environment names.
+pub fn master_keys(get: &impl Fn(&str) -> Option<String>) -> Vec<String> {
+    list(&get("MILEPOST_MASTER_KEY").unwrap_or_default())
+}
+
 /// The callback secrets, ready to check with.
 ///
 /// # Errors
@@ -603,7 +622,8 @@ mod tests {
         |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
     }
 
-    const REQUIRED: [(&str, &str); 3] = [
+    const REQUIRED: [(&str, &str); 4] = [
+        ("MILEPOST_MASTER_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
         ("DATABASE_URL", "postgres:///x"),
         ("MILEPOST_PUBLIC_URL", "https://m.example/"),
         ("MILEPOST_CALLBACK_SECRETS", "old-secret, new-secret"),
@@ -612,9 +632,8 @@ mod tests {
     #[test]
     fn everything_missing_is_listed_at_once() {
         let error = Config::from_env(|_| None).map(|_| ()).unwrap_err();
-        let names = ["DATABASE_URL", "MILEPOST_PUBLIC_URL", "MILEPOST_CALLBACK_SECRETS"];
-        assert_eq!(error.0.len(), names.len());
-        for name in names {
+        assert_eq!(error.0.len(), REQUIRED.len());
+        for (name, _) in REQUIRED {
             assert!(error.to_string().contains(name), "{name}");
         }
     }
@@ -638,8 +657,10 @@ mod tests {
             ("MILEPOST_DISPATCHER", "magic"),
             ("MILEPOST_TRUSTED_PROXIES", "10.0.0.0/8, everybody"),
         ]);
+        pairs[0].1 = "hunter2";
         let error = Config::from_env(env(&pairs)).map(|_| ()).unwrap_err();
         assert_eq!(error.0.len(), 4, "{error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
     }
 
     #[test]

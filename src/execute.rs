@@ -1,6 +1,7 @@
 //! The one write door: load the state, decide, append; and again if somebody got in between.
 
 mod job_log;
+mod privacy;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,9 +27,12 @@ use crate::domain::{
     AgentCommand, JobAnswer, JobCommand, NodeCommand, QueueCommand, UpkeepCommand, agent, job,
     node, queue, upkeep,
 };
-use crate::log::{AppendError, Committed, DatabaseError, Decision, Expected, Log, QueueRow};
+use crate::log::{
+    AppendError, Committed, DatabaseError, Decision, Expected, KeyError, Log, QueueRow,
+};
 
 pub use job_log::{JobLogCache, to_job_log};
+pub use privacy::erase_personal_data;
 
 /// How often a decision is made anew because its stream moved on meanwhile.
 const CONFLICTS_MAX: u32 = 8;
@@ -56,6 +60,12 @@ pub enum ExecuteError {
     /// The node is not in a state for it.
     #[error(transparent)]
     Node(#[from] NodeRefusal),
+    /// No such agent, node or stream.
+    #[error("there is no such agent, node or stream")]
+    UnknownSubject,
+    /// Personal data in this stream is another's.
+    #[error("its personal data is that of {0} {1}: erase that")]
+    OfSubject(&'static str, StreamId),
     /// The queue is not in a state for it.
     #[error(transparent)]
     Queue(#[from] QueueRefusal),
@@ -254,7 +264,8 @@ pub async fn to_node(
 }
 
 /// Makes a node known. Its host name and its address each have a stream that says whose they are,
-/// so that two nodes cannot take one at once, on whatever server they are registered.
+/// so that two nodes cannot take one at once, on whatever server they are registered. Such a stream
+/// is named by a keyed hash; earlier ones, by one that anybody can try, are still looked at.
 ///
 /// # Errors
 /// [`ExecuteError`]; nothing of it is in the log then, unless the log was `Unavailable`.
@@ -268,15 +279,29 @@ pub async fn register_node(
     for _ in 0..CONFLICTS_MAX {
         let mut taken_by = Vec::new();
         let mut expected = vec![(id.stream(), Expected::Version(0))];
+        let mut streams = Vec::new();
         for address in host.addresses() {
-            let stream = address_stream(&address);
-            let (version, holder) = load_holder(&app.log, stream).await?;
-            taken_by.extend(holder);
-            expected.push((stream, Expected::Version(version)));
+            let stream = app.log.keys().address_stream(&address).await;
+            let stream = stream.map_err(KeyError::into_database)?;
+            for stream in [stream, address_stream(&address)] {
+                let (version, holder) = load_holder(&app.log, stream).await?;
+                taken_by.extend(holder);
+                expected.push((stream, Expected::Version(version)));
+            }
+            streams.push((address, stream));
         }
         let command = NodeCommand::Register { host: host.clone(), taken_by };
         let events = node::decide(None, id, command)?;
-        let events = events.into_iter().map(|event| (stream_of(&event), event)).collect();
+        let of = |event: &Event| match event {
+            Event::NodeAddressTaken(taken) => {
+                streams.iter().find(|(address, _)| *address == taken.address).map(|(_, it)| *it)
+            }
+            _ => None,
+        };
+        let events = events
+            .into_iter()
+            .map(|event| (of(&event).unwrap_or_else(|| stream_of(&event)), event));
+        let events = events.collect();
         let decision = Decision { events, expected, metadata: Arc::clone(&metadata), queue: None };
         match app.log.append(decision, deadline).await {
             Err(AppendError::Conflict(_)) => {}
@@ -566,6 +591,7 @@ fn stream_of(event: &Event) -> StreamId {
         Event::ProjectionOrderCancelled(event) => upkeep_stream(&event.projection),
         Event::ProjectionOrderEnded(event) => upkeep_stream(&event.projection),
         Event::ProjectionEventSkipped(event) => upkeep_stream(&event.projection),
+        Event::PersonalDataErased(event) => event.subject,
         other => match (job_of(other), node_of(other)) {
             (Some(job), _) => job.stream(),
             (None, node) => node.expect("all others are of a job or a node").stream(),

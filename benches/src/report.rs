@@ -159,20 +159,6 @@ pub fn compare(results: &[Value]) -> Vec<Comparison> {
     figure("resume", "events/s", resume, "/per_second", Target::AtLeast(150_000.0));
     figure("resume, lost", "events", resume, "/lost", Target::AtMost(0.0));
     figure("resume, repeated", "events", resume, "/repeated", Target::AtMost(0.0));
-    let rates =
-        |measure, target| Series { measure, target, size: None }.figures(results, "/per_second");
-    for (connections, words) in [(1, "one reader"), (2, "two readers")] {
-        let by = |measure, target| {
-            Series { measure, target, size: Some(("connections", connections)) }
-                .figures(results, "/per_second")
-        };
-        let (ratio, rounds) = paired_ratio(&by("verify", "milepost"), &by("read", "copy"));
-        let name = format!("verified events/s, of a plain read's by {words}");
-        found.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.7)));
-    }
-    let (ratio, rounds) = paired_ratio(&rates("seal", "sealed"), &rates("seal", "unsealed"));
-    let name = "callbacks/s with sealing, of those without".to_owned();
-    found.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.95)));
     for view in ["jobs", "board"] {
         let rebuild = Series { measure: "rebuild", target: view, size: None };
         let read = |connections| Series {
@@ -192,6 +178,20 @@ pub fn compare(results: &[Value]) -> Vec<Comparison> {
         }
     }
     found.extend(beside);
+    let rates =
+        |measure, target| Series { measure, target, size: None }.figures(results, "/per_second");
+    for (connections, words) in [(1, "one reader"), (2, "two readers")] {
+        let by = |measure, target| {
+            Series { measure, target, size: Some(("connections", connections)) }
+                .figures(results, "/per_second")
+        };
+        let (ratio, rounds) = paired_ratio(&by("verify", "milepost"), &by("read", "copy"));
+        let name = format!("verified events/s, of a plain read's by {words}");
+        found.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.7)));
+    }
+    let (ratio, rounds) = paired_ratio(&rates("seal", "sealed"), &rates("seal", "unsealed"));
+    let name = "callbacks/s with sealing, of those without".to_owned();
+    found.extend(comparison(name, "x", ratio, rounds, Target::AtLeast(0.95)));
     let ours = burst("milepost").figures(results, "/per_second");
     let theirs = burst("nchan").figures(results, "/per_second");
     let name = "burst deliveries/s at 10,000, of nchan's".to_owned();

@@ -121,6 +121,7 @@ impl Agent {
             | Event::ActionRefused(_)
             | Event::TokenCreated(_)
             | Event::TokenRevoked(_)
+            | Event::PersonalDataErased(_)
             | Event::QueueResumed(_) => return,
         }
         agent.updated_at = at;

@@ -1,7 +1,5 @@
 //! The JSON that programs and pages read: the same for an answer, a stream and a page.
 
-use core::net::IpAddr;
-
 use jiff::Timestamp;
 use milepost_schemas::event::Resource;
 use milepost_schemas::{AgentId, InstanceId, JobId, NodeId, Position};
@@ -210,7 +208,7 @@ pub struct NodeAnswer {
     /// Its host name.
     pub hostname: String,
     /// Its public address.
-    pub public_ip: IpAddr,
+    pub public_ip: String,
     /// Whom to log in as.
     pub ssh_user: String,
     /// Where its SSH server listens.
@@ -236,7 +234,7 @@ impl NodeAnswer {
         Some(Self {
             id: node.id,
             hostname: node.hostname.clone(),
-            public_ip: node.public_ip,
+            public_ip: node.public_ip.clone(),
             ssh_user: node.ssh_user.clone(),
             ssh_port: node.ssh_port,
             status: node.status,

@@ -2,7 +2,7 @@
 //! what the dashboard shows.
 
 use jiff::Timestamp;
-use milepost_schemas::event::{InstanceServerMissing, InstanceServerNotFound, Server};
+use milepost_schemas::event::{InstanceServerMissing, InstanceServerNotFound, Server, SubjectKind};
 use milepost_schemas::{AgentId, Event, EventType, InstanceId, JobId, Position};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -174,6 +174,8 @@ impl Board {
                     Job::apply(&mut self.job, recorded);
                 }
             }
+            // What it knows is sealed, and opens no more.
+            Event::PersonalDataErased(_) => {}
             Event::JobLogRecorded(_)
             | Event::CallbackRejected(_)
             | Event::NodeRegistered(_)
@@ -248,7 +250,11 @@ pub fn agent_of(event: &Event) -> Option<AgentId> {
         Event::CompensationPutOff(event) => Some(event.agent_id),
         Event::InstanceServerMissing(event) => Some(event.agent_id),
         Event::InstanceServerNotFound(event) => Some(event.agent_id),
-        Event::JobLogRecorded(_)
+        Event::PersonalDataErased(event) if event.kind == SubjectKind::Agent => {
+            Some(event.subject.into())
+        }
+        Event::PersonalDataErased(_)
+        | Event::JobLogRecorded(_)
         | Event::CallbackRejected(_)
         | Event::NodeRegistered(_)
         | Event::NodeProvisioningRequested(_)

@@ -355,6 +355,7 @@ fn told(event: &Event) -> Option<(JobId, Attempt, Told)> {
         | Event::LogInFailed(_)
         | Event::ActionRefused(_)
         | Event::TokenCreated(_)
-        | Event::TokenRevoked(_) => None,
+        | Event::TokenRevoked(_)
+        | Event::PersonalDataErased(_) => None,
     }
 }

@@ -501,6 +501,7 @@ impl Job {
             | Event::LogRangeRestored(_)
             | Event::OrphanFound(_)
             | Event::OrphanRemoved(_)
+            | Event::PersonalDataErased(_)
             | Event::InstanceServerMissing(_)
             | Event::InstanceServerNotFound(_)
             | Event::ProjectionRebuildRequested(_)
@@ -775,6 +776,7 @@ pub fn job_of(event: &Event) -> Option<JobId> {
         | Event::ActionRefused(_)
         | Event::TokenCreated(_)
         | Event::TokenRevoked(_)
+        | Event::PersonalDataErased(_)
         | Event::QueueResumed(_) => None,
     }
 }

@@ -1,8 +1,7 @@
 //! The state of one node, from its own stream; and its row on the list, with the job behind it.
 
-use core::net::IpAddr;
-
 use jiff::Timestamp;
+use milepost_schemas::event::SubjectKind;
 use milepost_schemas::{Event, EventType, JobId, NodeId, Position, StreamId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -41,10 +40,10 @@ impl NodeStatus {
 pub struct Node {
     /// Its id.
     pub id: NodeId,
-    /// Its host name, in small letters.
+    /// Its host name, in small letters; sealed.
     pub hostname: String,
-    /// Its public address.
-    pub public_ip: IpAddr,
+    /// Its public address; sealed.
+    pub public_ip: String,
     /// Whom to log in as.
     pub ssh_user: String,
     /// Where its SSH server listens.
@@ -69,7 +68,7 @@ impl Node {
             *state = Some(Self {
                 id: event.node_id,
                 hostname: event.hostname.clone(),
-                public_ip: event.public_ip,
+                public_ip: event.public_ip.clone(),
                 ssh_user: event.ssh_user.clone(),
                 ssh_port: event.ssh_port,
                 status: NodeStatus::Provisioning,
@@ -149,6 +148,7 @@ impl Node {
             | Event::ActionRefused(_)
             | Event::TokenCreated(_)
             | Event::TokenRevoked(_)
+            | Event::PersonalDataErased(_)
             | Event::QueueResumed(_) => return,
         }
         node.updated_at = at;
@@ -220,6 +220,9 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         Event::NodeDecommissioned(event) => Some(event.node_id),
         Event::NodeDecommissionEnded(event) => Some(event.node_id),
         Event::NodeAddressTaken(event) => Some(event.node_id),
+        Event::PersonalDataErased(event) if event.kind == SubjectKind::Node => {
+            Some(event.subject.into())
+        }
         Event::AgentCreated(_)
         | Event::ProvisioningRequested(_)
         | Event::AgentActivated(_)
@@ -259,6 +262,7 @@ pub fn node_of(event: &Event) -> Option<NodeId> {
         | Event::ActionRefused(_)
         | Event::TokenCreated(_)
         | Event::TokenRevoked(_)
+        | Event::PersonalDataErased(_)
         | Event::QueueResumed(_) => None,
     }
 }

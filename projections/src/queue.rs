@@ -97,7 +97,8 @@ impl Queue {
             | Event::TokenCreated(_)
             | Event::TokenRevoked(_)
             | Event::LogRangeArchived(_)
-            | Event::LogRangeRestored(_) => None,
+            | Event::LogRangeRestored(_)
+            | Event::PersonalDataErased(_) => None,
         };
         Self { paused }
     }

@@ -12,12 +12,13 @@ use milepost_schemas::event::{
     LogRangeRestored, NodeActivated, NodeAddressTaken, NodeBecameUnreachable,
     NodeDecommissionEnded, NodeDecommissionRequested, NodeDecommissioned,
     NodeProvisioningRequested, NodeRegistered, NotApplied, OrderOutcome, OrphanFound, OrphanReason,
-    OrphanRemoved, Outcome, ProjectionEventSkipped, ProjectionOrderCancelled, ProjectionOrderEnded,
-    ProjectionRebuildRequested, ProjectionRollbackRequested, ProjectionSwitchRequested,
-    ProjectionVerifyRequested, ProvisioningEnded, ProvisioningRequested, ProvisioningStarted,
-    ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry, RunnerEndAwaited,
-    RunnerEnded, Server, Switch, TaskStarted, UndoOutcome, WORKFLOW_FAILED, WorkflowDispatchFailed,
-    WorkflowDispatchRequested, WorkflowDispatched, WorkflowRunCancelRequested, WorkflowRunObserved,
+    OrphanRemoved, Outcome, PersonalDataErased, ProjectionEventSkipped, ProjectionOrderCancelled,
+    ProjectionOrderEnded, ProjectionRebuildRequested, ProjectionRollbackRequested,
+    ProjectionSwitchRequested, ProjectionVerifyRequested, ProvisioningEnded, ProvisioningRequested,
+    ProvisioningStarted, ProvisioningStepRecorded, QueuePaused, QueueResumed, Resource, Retry,
+    RunnerEndAwaited, RunnerEnded, Server, SubjectKind, Switch, TaskStarted, UndoOutcome,
+    WORKFLOW_FAILED, WorkflowDispatchFailed, WorkflowDispatchRequested, WorkflowDispatched,
+    WorkflowRunCancelRequested, WorkflowRunObserved,
 };
 use milepost_schemas::{
     AgentId, Attempt, Event, EventType, InstanceId, JobId, NodeId, Position, StreamId,
@@ -68,6 +69,7 @@ fn stream_of(event: &Event) -> StreamId {
         (Event::InstanceStarted(event), _) => event.instance_id.stream(),
         (Event::InstanceServerMissing(event), _) => event.instance_id.stream(),
         (Event::InstanceServerNotFound(event), _) => event.instance_id.stream(),
+        (Event::PersonalDataErased(event), _) => event.subject,
         (Event::JobLogRecorded(event), _) => event.job_id.log_stream(),
         _ => AGENT.stream(),
     }
@@ -113,7 +115,7 @@ pub(crate) fn node_registered() -> Event {
     NodeRegistered {
         node_id: NODE,
         hostname: "web-1.example.com".into(),
-        public_ip: [192, 0, 2, 31].into(),
+        public_ip: "192.0.2.31".into(),
         ssh_user: "root".into(),
         ssh_port: 22,
     }
@@ -586,6 +588,13 @@ fn any_event() -> impl Strategy<Value = Event> {
                 | EventType::ActionRefused
                 | EventType::TokenCreated
                 | EventType::TokenRevoked => golden(kind),
+                EventType::PersonalDataErased => PersonalDataErased {
+                    subject: agent_id.stream(),
+                    kind: SubjectKind::Agent,
+                    erased_by: "token:ci".into(),
+                    reason: step,
+                }
+                .into(),
                 EventType::CallbackRejected => CallbackRejected {
                     job_id: step,
                     kind: "step".into(),

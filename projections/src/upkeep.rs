@@ -191,6 +191,7 @@ impl Upkeep {
             | Event::LogEpochBegun(_)
             | Event::LogRangeArchived(_)
             | Event::LogRangeRestored(_)
+            | Event::PersonalDataErased(_)
             | Event::AccountCreated(_)
             | Event::AccountRoleChanged(_)
             | Event::AccountDisabled(_)

@@ -96,6 +96,7 @@ documents! {
     "TokenRevoked" v 1,
     "LogRangeArchived" v 1,
     "LogRangeRestored" v 1,
+    "PersonalDataErased" v 1,
 }
 
 macro_rules! node_examples {

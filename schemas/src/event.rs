@@ -4,7 +4,6 @@
 //! asks), `events/<Name>.v1.json` and `golden/<Name>.v1.json` (a test asks). To change one:
 //! raise its version and add an upcaster from the old body; old golden examples stay.
 
-use core::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -14,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     AccountId, AgentId, Attempt, InstanceId, JobId, NodeId, Position, Right, Role, SessionId,
-    TokenId,
+    StreamId, TokenId,
 };
 
 /// An event that cannot be read back.
@@ -263,6 +262,8 @@ events! {
     LogRangeArchived = 130 v 1,
     /// A range of the log is brought back from an archive.
     LogRangeRestored = 131 v 1,
+    /// Somebody had the personal data of one subject erased.
+    PersonalDataErased = 120 v 1,
 }
 
 /// An agent was made. Stream: the agent.
@@ -853,8 +854,8 @@ pub struct NodeRegistered {
     pub node_id: NodeId,
     /// Its host name, in small letters.
     pub hostname: String,
-    /// Its public address.
-    pub public_ip: IpAddr,
+    /// Its public address; sealed, once it is stored.
+    pub public_ip: String,
     /// Whom to log in as.
     pub ssh_user: String,
     /// Where its SSH server listens.
@@ -1484,6 +1485,32 @@ pub struct LogRangeRestored {
     pub location: String,
     /// Who says so.
     pub restored_by: String,
+}
+
+/// What personal data is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubjectKind {
+    /// An agent, with its jobs and servers.
+    Agent,
+    /// A node, with its jobs.
+    Node,
+    /// A stream by itself: a refused callback, or the queue.
+    Stream,
+}
+
+/// Somebody had the personal data of one subject erased: its key was destroyed in the transaction
+/// that recorded this. Stream: the subject.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PersonalDataErased {
+    /// The stream whose key it was; also the id of the agent or the node.
+    pub subject: StreamId,
+    /// What it is.
+    pub kind: SubjectKind,
+    /// Who had it erased.
+    pub erased_by: String,
+    /// Why. It stays readable: the key that could seal it is gone.
+    pub reason: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]

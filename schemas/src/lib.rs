@@ -10,6 +10,7 @@ pub mod documents;
 pub mod event;
 mod ids;
 pub mod metadata;
+mod personal;
 mod role;
 
 pub use callback::{Callback, CallbackError, CallbackKind};

@@ -16,7 +16,7 @@ use crate::app::{App, Clock};
 use crate::config::{self, Config, Dispatcher, Dispatchers, LISTEN};
 use crate::domain::{AgentCommand, agent};
 use crate::execute;
-use crate::log::Database;
+use crate::log::{Database, MasterKey};
 use crate::migrate::migrate;
 use crate::postgres::Embedded;
 use crate::telemetry;
@@ -96,9 +96,10 @@ async fn start(
     shutdown: tokio_util::sync::CancellationToken,
 ) -> anyhow::Result<()> {
     let secrets = secrets(&args.data_dir.join("secrets.json"))?;
+    let master_keys = master_keys(&args.data_dir.join("master.key"))?;
     let database = Database::new(database_url)?;
     migrate(&database).await?;
-    let mut config = config(args, database_url, &secrets)?;
+    let mut config = config(args, database_url, &secrets, master_keys)?;
     let listener = listen(&config)?;
     config.listen = listener.local_addr()?;
     let url = config.loopback_url();
@@ -125,7 +126,12 @@ async fn start(
     serving.await?
 }
 
-fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<Config> {
+fn config(
+    args: &Args,
+    database_url: &str,
+    secrets: &Secrets,
+    master_keys: Vec<String>,
+) -> anyhow::Result<Config> {
     let mut wrong = Vec::new();
     let env = |name: &str| std::env::var(name).ok();
     let limits = config::limits(&env, &mut wrong);
@@ -142,6 +148,7 @@ fn config(args: &Args, database_url: &str, secrets: &Secrets) -> anyhow::Result<
         rules,
         callback_secrets,
         redact: vec![secrets.admin_password.clone(), secrets.admin_token.clone()],
+        master_keys,
         dispatchers: args.dispatcher,
         github: config::Github::from_env(&env),
         ansible: config::Ansible::from_env(&env),
@@ -169,6 +176,24 @@ fn secrets(file: &Path) -> anyhow::Result<Secrets> {
             };
             write_private(file, &serde_json::to_vec_pretty(&secrets)?)?;
             Ok(secrets)
+        }
+        Err(error) => Err(error).with_context(|| format!("{} cannot be read", file.display())),
+    }
+}
+
+/// The master keys: those of the environment, else the one of this data directory, made at the first
+/// start.
+fn master_keys(file: &Path) -> anyhow::Result<Vec<String>> {
+    let given = config::master_keys(&|name| std::env::var(name).ok());
+    if !given.is_empty() {
+        return Ok(given);
+    }
+    match std::fs::read_to_string(file) {
+        Ok(key) => Ok(vec![key.trim().to_owned()]),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let key = MasterKey::random();
+            write_private(file, key.as_bytes())?;
+            Ok(vec![key])
         }
         Err(error) => Err(error).with_context(|| format!("{} cannot be read", file.display())),
     }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::clients::Patience;
-use crate::config::{CloudAccounts, Config};
+use crate::config::{self, CloudAccounts, Config};
 use crate::domain::orphan::{Removal, Standing, Thing, removal};
 use crate::work::compensation;
 use crate::work::reconcile::{self, MissingServer, Survey};
@@ -51,7 +51,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let database_url = env("DATABASE_URL").filter(|url| !url.is_empty());
     let database_url = database_url.context("DATABASE_URL is not set")?;
     let accounts = CloudAccounts::from_env(env)?;
-    let app = App::open(Config::of_tool(database_url), CancellationToken::new()).await?;
+    let keys = config::master_keys(&|name| std::env::var(name).ok());
+    let config = Config::of_tool(database_url, keys);
+    let app = App::open(config, CancellationToken::new()).await?;
     let servers = Servers::new(&accounts, Arc::new(app.clock), Patience::default());
     if args.remove {
         compensation::round(&app, &servers, app.log.feed().head()).await?;

@@ -7,6 +7,7 @@ mod doctor;
 mod job_log;
 mod jobs;
 mod log;
+mod privacy;
 mod projections;
 mod rehearse;
 mod serve;
@@ -46,6 +47,9 @@ enum Command {
     /// List, cancel, repeat or move jobs, or read their logs; pause and resume the queue
     #[command(subcommand)]
     Jobs(jobs::Command),
+    /// Erase the personal data of an agent or a node; change the master key
+    #[command(subcommand)]
+    Privacy(privacy::Command),
     /// How the views stand; rebuild, verify or roll back one
     #[command(subcommand)]
     Projections(projections::Command),
@@ -88,6 +92,7 @@ async fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Callback(args) => callback::run(args).await,
         Command::Log(command) => return log::run(command).await,
         Command::Jobs(command) => jobs::run(command).await,
+        Command::Privacy(command) => privacy::run(command).await,
         Command::Projections(command) => projections::run(command).await,
         Command::Token(command) => token::run(command).await,
         Command::User(command) => user::run(command).await,

@@ -190,6 +190,7 @@ pub fn decide(
             }
             let addresses = host.addresses();
             let Host { hostname, public_ip, ssh_user, ssh_port } = host;
+            let public_ip = public_ip.to_string();
             let registered = NodeRegistered { node_id, hostname, public_ip, ssh_user, ssh_port };
             let taken = addresses.map(|address| NodeAddressTaken { node_id, address }.into());
             Ok(std::iter::once(registered.into()).chain(taken).collect())

@@ -4,6 +4,7 @@ pub mod access;
 pub mod api;
 pub mod at;
 pub mod auth;
+mod open;
 pub mod pages;
 pub mod problem;
 
@@ -92,6 +93,7 @@ pub const ROUTES: &Table = &[
     ("/api/stream", &[("get", SEE)]),
     ("/api/proofs/inclusion", &[("get", EVENTS)]),
     ("/api/proofs/consistency", &[("get", SEE)]),
+    ("/api/privacy/erase", &[("post", ADMINISTER)]),
     ("/api/metrics", &[("get", SEE)]),
     ("/api/login", &[("post", Nobody)]),
     ("/api/logout", &[("post", Nobody)]),
@@ -124,6 +126,7 @@ pub const PAGES: &Table = &[
     ("/agents", &[("post", OPERATE)]),
     ("/agents/{id}", &[("get", SEE)]),
     ("/agents/{id}/provision", &[("post", OPERATE)]),
+    ("/agents/{id}/erase", &[("post", ADMINISTER)]),
     ("/jobs/{id}", &[("get", SEE)]),
     ("/jobs/{id}/cancel", &[("post", OPERATE)]),
     ("/jobs/{id}/priority", &[("post", OPERATE)]),
@@ -132,6 +135,7 @@ pub const PAGES: &Table = &[
     ("/nodes/{id}", &[("get", SEE)]),
     ("/nodes/{id}/provision", &[("post", OPERATE)]),
     ("/nodes/{id}/decommission", &[("post", OPERATE)]),
+    ("/nodes/{id}/erase", &[("post", ADMINISTER)]),
     ("/queue/pause", &[("post", OPERATE)]),
     ("/queue/resume", &[("post", OPERATE)]),
     ("/projections", &[("get", SEE)]),
@@ -199,6 +203,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/stream", get(api::streams::page))
         .route("/api/proofs/inclusion", get(api::proofs::inclusion))
         .route("/api/proofs/consistency", get(api::proofs::consistency))
+        .route("/api/privacy/erase", post(api::privacy::erase))
         .route("/api/metrics", get(api::metrics::counts))
         .route("/api/login", post(api::session::log_in))
         .route("/api/logout", post(api::session::log_out))
@@ -225,6 +230,7 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(pages::routes())
         .fallback(pages::not_found)
         .method_not_allowed_fallback(pages::not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), open::personal))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::gate))
         .layer(middleware::map_response_with_state(Arc::clone(&app), secure));
     // Webhooks prove themselves by a signature, and go without the layers that browsers need.

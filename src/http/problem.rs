@@ -188,6 +188,11 @@ impl From<ExecuteError> for Problem {
     fn from(error: ExecuteError) -> Self {
         match error {
             ExecuteError::UnknownJob => Self::not_found("job"),
+            ExecuteError::UnknownSubject => Self::not_found("agent, node or stream"),
+            ExecuteError::OfSubject(_, subject) => {
+                Self::conflict("not-a-subject", error.to_string())
+                    .with("subject", subject.to_string())
+            }
             ExecuteError::Job(refusal @ JobRefusal::Priority) => Self::refused(&refusal),
             ExecuteError::Job(refusal @ (JobRefusal::Status(_) | JobRefusal::Fenced(_))) => {
                 Self::conflict("job-status", refusal.to_string())

@@ -55,6 +55,13 @@ impl Redactor {
         }
     }
 
+    /// What somebody typed, with each secret masked; as [`Self::mask_text`].
+    pub fn masked(&self, text: &str) -> String {
+        let mut masked = text.to_owned();
+        self.mask_text(&mut masked);
+        masked
+    }
+
     /// Masks each secret in a text, also one with colours or control characters inside it; says
     /// whether there was any.
     pub fn mask_text(&self, text: &mut String) -> bool {

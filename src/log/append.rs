@@ -5,7 +5,7 @@
 //! on the head is held through the flush, so throughput is batch size times flush rate.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,7 +16,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
-use super::{Committed, Database, DatabaseError, Decision, Expected, Feed, Log, QueueRow};
+use super::privacy::Sealed;
+use super::{
+    Committed, Database, DatabaseError, Decision, Expected, Feed, KeyError, Log, QueueRow,
+};
 use crate::metrics::Metrics;
 
 /// Decisions one batch holds at the most; beyond this a larger batch gains nothing.
@@ -84,23 +87,21 @@ impl Item {
 }
 
 impl Log {
-    /// Appends one decision; returns once it is durable, or at the deadline.
+    /// Appends one decision, its personal texts sealed; returns once it is durable, or at the
+    /// deadline.
     ///
     /// # Errors
     /// [`AppendError`]; nothing of the decision is in the log then, unless it is `Unavailable`.
     pub async fn append(
         &self,
-        decision: Decision,
+        mut decision: Decision,
         deadline: tokio::time::Instant,
     ) -> Result<Appended, AppendError> {
         let (reply, answer) = oneshot::channel();
-        let header = serde_json::to_vec(&*decision.metadata).expect("metadata is plain data");
-        let body = |(_, event): &(StreamId, Event)| {
-            Bytes::from(serde_json::to_vec(event).expect("an event is plain data"))
-        };
-        let bodies = decision.events.iter().map(body).collect();
-        let item = Item { decision, header: header.into(), bodies, reply };
         let appended = async {
+            let Sealed { header, bodies } =
+                self.keys.seal(&mut decision).await.map_err(|error| not_sealed(&error))?;
+            let item = Item { decision, header, bodies, reply };
             self.appender.send(item).await.map_err(|_| AppendError::Unavailable)?;
             answer.await.unwrap_or(Err(AppendError::Unavailable))
         };
@@ -401,6 +402,7 @@ impl Appender {
                     event: OnceLock::from(Ok(event)),
                     delivery_id: OnceLock::from(delivery_id.clone()),
                     rendered: OnceLock::new(),
+                    opened: Mutex::default(),
                 }));
                 index += 1;
             }
@@ -456,6 +458,11 @@ impl Appender {
         }
         again
     }
+}
+
+fn not_sealed(error: &KeyError) -> AppendError {
+    tracing::error!(error = error as &dyn std::error::Error, "personal texts cannot be sealed");
+    AppendError::Unavailable
 }
 
 fn interrupted(error: &DatabaseError, events: usize) {
@@ -520,6 +527,7 @@ impl Found {
             event: OnceLock::from(Ok(self.event)),
             delivery_id: OnceLock::from(self.delivery_id),
             rendered: OnceLock::new(),
+            opened: Mutex::default(),
         })
     }
 }

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use milepost_schemas::Position;
+use milepost_schemas::{EventType, Position};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_postgres::{AsyncMessage, GenericClient};
 
 use super::read::{READ_EVENTS_MAX, read_after};
-use super::{Committed, Database, DatabaseError};
+use super::{Committed, Database, DatabaseError, Keys};
 
 /// Events kept in memory for subscribers that are a little behind; the log serves the others.
 pub const RING_EVENTS_MAX: usize = 16_384;
@@ -45,6 +45,7 @@ pub struct Feed {
     head: watch::Sender<Position>,
     epoch: i64,
     behind: Notify,
+    keys: Arc<Keys>,
     /// Whether another process follows the log, or may.
     others_follow: AtomicBool,
 }
@@ -64,12 +65,13 @@ pub enum Since {
 }
 
 impl Feed {
-    pub(super) fn new(epoch: i64, head: Position) -> Self {
+    pub(super) fn new(epoch: i64, head: Position, keys: Arc<Keys>) -> Self {
         Self {
             ring: Mutex::new(Ring { head, events: VecDeque::new(), bytes: 0 }),
             head: watch::Sender::new(head),
             epoch,
             behind: Notify::new(),
+            keys,
             others_follow: AtomicBool::new(true),
         }
     }
@@ -107,7 +109,8 @@ impl Feed {
     }
 
     /// Takes events that were committed. Those it has are passed over; after a gap it takes none
-    /// and sends the tailer to read what is missing.
+    /// and sends the tailer to read what is missing. Before anybody sees that a key was erased, it is
+    /// forgotten, with all that it has opened.
     pub(super) fn publish(&self, events: Vec<Arc<Committed>>) {
         let head = {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,6 +121,10 @@ impl Feed {
                 if event.position != ring.head.next() {
                     self.behind.notify_one();
                     break;
+                }
+                if event.code == EventType::PersonalDataErased.code() {
+                    self.keys.forget(event.stream);
+                    ring.events.iter().for_each(|event| event.forget_opened());
                 }
                 ring.push(event);
             }

@@ -10,11 +10,12 @@ mod connect;
 mod floor;
 mod follow;
 mod past;
+mod privacy;
 mod read;
 mod scan;
 
 use std::io::Write as _;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -29,6 +30,10 @@ pub use connect::{Database, DatabaseError};
 pub use floor::floor;
 pub use follow::{Feed, RING_BYTES_MAX, RING_EVENTS_MAX, Since, others_follow};
 pub use past::{Birth, Direction, Found, SCAN_EVENTS_MAX, Search};
+pub use privacy::{
+    ERASED, Escape, KeyError, Keys, MASTER_KEY_BYTES, MasterKey, MasterKeys, Opener, SEALED,
+    has_token, rewrap, vacuum,
+};
 pub use read::{EventFilter, READ_EVENTS_MAX, read_in};
 pub use scan::{
     CHUNK_BYTES_MAX, CHUNK_EVENTS_MAX, CHUNKS_AHEAD, Chunk, RANGE_EVENTS, Row,
@@ -43,29 +48,38 @@ pub struct Log {
     appender: append::Sender,
     database: Database,
     feed: Arc<Feed>,
+    keys: Arc<Keys>,
 }
 
 impl Log {
     /// Opens the log: starts the appender and the tailer of this process.
     ///
     /// # Errors
-    /// When the database cannot be reached, or has not been migrated.
+    /// When the database cannot be reached, or has not been migrated, or when no master key given is
+    /// the one its keys are under.
     pub async fn open(
         database: Database,
         metrics: Arc<Metrics>,
         writer: String,
+        keys: Arc<Keys>,
     ) -> Result<Self, DatabaseError> {
         let (epoch, size) = read::head(&database).await?;
-        let feed = Arc::new(Feed::new(epoch, size));
+        keys.check().await.map_err(KeyError::into_database)?;
+        let feed = Arc::new(Feed::new(epoch, size, Arc::clone(&keys)));
         let appender =
             append::start(database.clone(), Arc::clone(&feed), metrics, writer.clone()).await?;
         follow::start(database.clone(), Arc::clone(&feed), writer);
-        Ok(Self { appender, database, feed })
+        Ok(Self { appender, database, feed, keys })
     }
 
     /// Every committed event of the log as this process learns of it.
     pub fn feed(&self) -> &Arc<Feed> {
         &self.feed
+    }
+
+    /// The keys of personal texts.
+    pub fn keys(&self) -> &Arc<Keys> {
+        &self.keys
     }
 
     /// Where the log is.
@@ -141,6 +155,8 @@ pub struct Committed {
     event: OnceLock<Result<Event, DecodeError>>,
     delivery_id: OnceLock<Option<String>>,
     rendered: OnceLock<Bytes>,
+    /// The same where personal texts were opened in it, and the generation of keys that opened them.
+    opened: Mutex<Option<(u64, Bytes)>>,
 }
 
 /// The part of a header that folds need.
@@ -167,6 +183,7 @@ impl Committed {
             event: OnceLock::new(),
             delivery_id: OnceLock::new(),
             rendered: OnceLock::new(),
+            opened: Mutex::default(),
         }
     }
 
@@ -218,9 +235,51 @@ impl Committed {
         out.push(b'}');
     }
 
-    /// The event as its subscribers get it: rendered by whoever asks first, shared by all.
-    pub fn rendered(&self, render: impl FnOnce(&Self) -> Bytes) -> Bytes {
-        self.rendered.get_or_init(|| render(self)).clone()
+    /// The event as its subscribers get it: rendered by whoever asks first, shared by all. Where
+    /// personal texts are opened in it, it is rendered again once a key has been erased.
+    ///
+    /// # Errors
+    /// [`DatabaseError`] when a key cannot be read.
+    pub async fn rendered(
+        &self,
+        keys: &Keys,
+        render: impl FnOnce(&Self, &Opener) -> Bytes,
+    ) -> Result<Bytes, DatabaseError> {
+        if let Some(rendered) = self.rendered.get() {
+            return Ok(rendered.clone());
+        }
+        if !self.is_sealed() {
+            return Ok(self.rendered.get_or_init(|| render(self, &Opener::default())).clone());
+        }
+        let generation = keys.generation();
+        if let Some((of, opened)) = &*self.opened()
+            && *of == generation
+        {
+            return Ok(opened.clone());
+        }
+        let opener = keys.opener(self.texts()).await?;
+        let rendered = render(self, &opener);
+        *self.opened() = Some((generation, rendered.clone()));
+        Ok(rendered)
+    }
+
+    /// Lets go of what was opened for subscribers.
+    fn forget_opened(&self) {
+        *self.opened() = None;
+    }
+
+    /// Whether personal texts of it are sealed.
+    fn is_sealed(&self) -> bool {
+        self.texts().into_iter().any(has_token)
+    }
+
+    /// All of it that may hold sealed texts.
+    pub fn texts(&self) -> [&[u8]; 2] {
+        [&self.header, &self.body]
+    }
+
+    fn opened(&self) -> std::sync::MutexGuard<'_, Option<(u64, Bytes)>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_delivery_id(&self) -> Option<String> {

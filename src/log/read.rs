@@ -1,6 +1,6 @@
 //! Reads of the log, in short ranges: a long snapshot would stop the pruning of the head row.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use milepost_schemas::{EventType, Position, StreamId};
@@ -235,5 +235,6 @@ pub(super) fn committed(epoch: i64, row: &Row) -> Committed {
         event: OnceLock::new(),
         delivery_id: OnceLock::new(),
         rendered: OnceLock::new(),
+        opened: Mutex::default(),
     }
 }

@@ -6,7 +6,7 @@
 //! and knows where its parts lie.
 
 use std::ops::{ControlFlow, Range};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
@@ -103,6 +103,7 @@ impl Row {
             event: OnceLock::new(),
             delivery_id: OnceLock::new(),
             rendered: OnceLock::new(),
+            opened: Mutex::default(),
         }
     }
 

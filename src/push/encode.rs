@@ -3,12 +3,13 @@
 //!
 //! Source: WHATWG HTML, section 9.2 (the event stream format); RFC 9112, section 7.1 (chunks).
 
+use std::borrow::Cow;
 use std::io::Write as _;
 
 use bytes::Bytes;
 use milepost_schemas::Position;
 
-use crate::log::Committed;
+use crate::log::{Committed, Escape, Opener};
 
 /// What ends a chunked body.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -30,13 +31,16 @@ pub fn message(epoch: i64, position: Position, event: &'static str, data: &[u8])
     })
 }
 
-/// An event of the log, as a chunk.
-pub fn event(event: &Committed) -> Bytes {
-    events([event])
+/// An event of the log, as a chunk, with its personal texts opened.
+pub fn event(event: &Committed, opener: &Opener) -> Bytes {
+    events([event], opener)
 }
 
-/// Events of the log, as one chunk.
-pub fn events<'a>(events: impl IntoIterator<Item = &'a Committed> + Clone) -> Bytes {
+/// Events of the log, as one chunk, with their personal texts opened.
+pub fn events<'a>(
+    events: impl IntoIterator<Item = &'a Committed> + Clone,
+    opener: &Opener,
+) -> Bytes {
     let bytes = events.clone().into_iter().map(event_bytes_max).sum();
     chunk(bytes, |text| {
         for event in events {
@@ -44,6 +48,10 @@ pub fn events<'a>(events: impl IntoIterator<Item = &'a Committed> + Clone) -> By
             text.extend_from_slice(b"event: recorded\ndata: ");
             let start = text.len();
             event.write_json(text);
+            if let Cow::Owned(opened) = opener.open(&text[start..], Escape::Json) {
+                text.truncate(start);
+                text.extend_from_slice(&opened);
+            }
             if memchr::memchr2(b'\r', b'\n', &text[start..]).is_some() {
                 // Not as Milepost wrote it: a line break would end the field.
                 let data = text.split_off(start);
@@ -56,7 +64,7 @@ pub fn events<'a>(events: impl IntoIterator<Item = &'a Committed> + Clone) -> By
     })
 }
 
-/// Bytes of an event as a message, at the most.
+/// Bytes of an event as a message, at the most; where personal texts are opened in it, about as many.
 pub fn event_bytes_max(event: &Committed) -> usize {
     event.body.len() + event.header.len() + AROUND_EVENT_BYTES + AROUND_DATA_BYTES
 }
@@ -156,11 +164,12 @@ mod tests {
         let committed =
             |position, body: &'static [u8]| Committed::stored(7, Position(position), body);
         let (one, two) = (committed(1, b"{}"), committed(2, b"{\n\nid: 9\n}"));
-        let chunk = events([&one, &two]);
+        let none = Opener::default();
+        let chunk = events([&one, &two], &none);
         assert!(chunk.len() <= 12 + event_bytes_max(&one) + event_bytes_max(&two));
         let text = text(&chunk);
         assert_eq!(text.lines().filter(|line| line.starts_with("id: ")).count(), 2, "{text}");
         assert!(text.contains("\ndata: id: 9\n"), "{text}");
-        assert_eq!(text, self::text(&event(&one)) + &self::text(&event(&two)));
+        assert_eq!(text, self::text(&event(&one, &none)) + &self::text(&event(&two, &none)));
     }
 }

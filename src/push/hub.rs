@@ -177,6 +177,11 @@ impl Hub {
         }
     }
 
+    /// The topics whose states are kept.
+    pub(super) fn kept(&self) -> Vec<Topic> {
+        self.lock().states.keys().copied().collect()
+    }
+
     /// Whether anybody watches anything.
     pub(super) fn is_idle(&self) -> bool {
         self.lock().watchers.is_empty()

@@ -12,14 +12,14 @@ use milepost_projections::board::agent_of;
 use milepost_projections::job::job_of;
 use milepost_projections::node::node_of;
 use milepost_projections::{Board, Job, NodeRow};
-use milepost_schemas::{AgentId, Event, JobId, NodeId, Position};
+use milepost_schemas::{AgentId, Event, EventType, JobId, NodeId, Position};
 use serde::Serialize;
 
 use super::encode;
 use super::hub::Topic;
 use crate::app::App;
 use crate::execute::{self, ExecuteError};
-use crate::log::{Committed, DatabaseError, EventFilter, READ_EVENTS_MAX, Since};
+use crate::log::{Committed, DatabaseError, Escape, EventFilter, READ_EVENTS_MAX, Since};
 use crate::views;
 
 /// States kept between changes; one that is not costs a read of its few events.
@@ -138,66 +138,105 @@ impl States {
                 }
             }
         }
-        let mut states = Vec::with_capacity(agents.len() + jobs.len());
+        if events.iter().any(|event| event.code == EventType::PersonalDataErased.code()) {
+            // What was opened before is not shown again: each state kept is rendered anew.
+            for topic in app.hub.kept() {
+                match topic {
+                    Topic::Agent(agent) => drop(agents.insert(agent)),
+                    Topic::Job(job) => drop(jobs.insert(job)),
+                    Topic::Node(node) => drop(nodes.insert(node)),
+                    Topic::Log(_) | Topic::AllAgents | Topic::AllNodes => {}
+                }
+            }
+        }
+        let mut topics = Vec::with_capacity(agents.len() + jobs.len() + nodes.len());
+        let mut states = Vec::with_capacity(topics.capacity());
+        let mut keep = |topic, state: Option<State>| {
+            if let Some(state) = state {
+                topics.push(topic);
+                states.push(state);
+            }
+        };
         for agent in agents {
-            let frame = self.agent(app, agent).await;
-            states.extend(frame.map(|frame| (Topic::Agent(agent), frame)));
+            keep(Topic::Agent(agent), self.agent(app, agent).await);
         }
         for job in jobs {
-            states.extend(self.job(app, job).await.map(|frame| (Topic::Job(job), frame)));
+            keep(Topic::Job(job), self.job(app, job).await);
         }
         for node in nodes {
-            let frame = self.node(app, node).await;
-            states.extend(frame.map(|frame| (Topic::Node(node), frame)));
+            keep(Topic::Node(node), self.node(app, node).await);
         }
+        let frames = once_readable(|| render(app, &states)).await.unwrap_or_default();
+        let states = topics.into_iter().zip(frames).collect();
         let whole = [(Topic::AllAgents, all_agents), (Topic::AllNodes, all_nodes)];
         let whole: Vec<Topic> =
             whole.into_iter().filter(|(_, whole)| *whole).map(|(topic, _)| topic).collect();
         app.hub.publish(states, logs, upto, &whole);
     }
 
-    async fn agent(&mut self, app: &App, id: AgentId) -> Option<Bytes> {
+    async fn agent(&mut self, app: &App, id: AgentId) -> Option<State> {
         if !self.boards.contains(&id) {
             let board = once_readable(|| views::read_board(&app.log, id)).await??;
             self.boards.put(id, board);
         }
-        instance_frame(app, self.boards.get(&id)?)
+        instance_state(app, self.boards.get(&id)?)
     }
 
-    async fn node(&mut self, app: &App, id: NodeId) -> Option<Bytes> {
+    async fn node(&mut self, app: &App, id: NodeId) -> Option<State> {
         if !self.nodes.contains(&id) {
             let row = once_readable(|| views::read_node(&app.log, id)).await??;
             self.nodes.put(id, row);
         }
-        node_frame(self.nodes.get(&id)?)
+        node_state(self.nodes.get(&id)?)
     }
 
-    async fn job(&mut self, app: &App, id: JobId) -> Option<Bytes> {
+    async fn job(&mut self, app: &App, id: JobId) -> Option<State> {
         if !self.jobs.contains(&id) {
             let job = once_readable(|| execute::read_job(&app.log, id)).await?;
             self.jobs.put(id, job);
         }
-        Some(job_frame(self.jobs.get(&id)?.as_ref()?))
+        Some(job_state(self.jobs.get(&id)?.as_ref()?))
     }
 }
 
-/// The state of an agent's instance as one message, but for its id.
-pub(super) fn instance_frame(app: &App, board: &Board) -> Option<Bytes> {
-    Some(render("instance", &InstanceAnswer::of(board, app.clock.now())?))
+/// The state of an agent's instance, as it is to be rendered.
+pub(super) fn instance_state(app: &App, board: &Board) -> Option<State> {
+    Some(State::of("instance", &InstanceAnswer::of(board, app.clock.now())?))
 }
 
-/// The state of a node as one message, but for its id.
-pub(super) fn node_frame(row: &NodeRow) -> Option<Bytes> {
-    Some(render("node", &NodeAnswer::of(row)?))
+/// The state of a node, as it is to be rendered.
+pub(super) fn node_state(row: &NodeRow) -> Option<State> {
+    Some(State::of("node", &NodeAnswer::of(row)?))
 }
 
-/// The state of a job as one message, but for its id.
-pub(super) fn job_frame(job: &Job) -> Bytes {
-    render("job", &JobAnswer::of(job))
+/// The state of a job, as it is to be rendered.
+pub(super) fn job_state(job: &Job) -> State {
+    State::of("job", &JobAnswer::of(job))
 }
 
-fn render(name: &'static str, answer: &impl Serialize) -> Bytes {
-    encode::message_without_id(name, &serde_json::to_vec(answer).expect("an answer is plain data"))
+/// A state as JSON, its personal texts sealed.
+pub(super) struct State {
+    name: &'static str,
+    json: Vec<u8>,
+}
+
+impl State {
+    fn of(name: &'static str, answer: &impl Serialize) -> Self {
+        Self { name, json: serde_json::to_vec(answer).expect("an answer is plain data") }
+    }
+}
+
+/// States as one message each, but for its id, with their personal texts opened.
+///
+/// # Errors
+/// [`ExecuteError::Database`] when a key cannot be read.
+pub(super) async fn render(app: &App, states: &[State]) -> Result<Vec<Bytes>, ExecuteError> {
+    let texts = states.iter().map(|state| state.json.as_slice());
+    let opener = app.log.keys().opener(texts).await?;
+    let message = |state: &State| {
+        encode::message_without_id(state.name, &opener.open(&state.json, Escape::Json))
+    };
+    Ok(states.iter().map(message).collect())
 }
 
 /// Reads a state, however long the database is out of reach: whoever watches it would not be told

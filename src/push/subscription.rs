@@ -18,10 +18,10 @@ use tokio::sync::watch;
 
 use super::encode;
 use super::hub::{Registration, Topic};
-use super::states::{instance_frame, job_frame, node_frame};
+use super::states::{instance_state, job_state, node_state, render};
 use crate::app::App;
 use crate::execute::{ExecuteError, read_job};
-use crate::log::{Committed, DatabaseError, EventFilter, Since};
+use crate::log::{Committed, DatabaseError, Escape, EventFilter, Opener, Since};
 use crate::views;
 
 /// Topics one stream may watch: a page watches one or two, a shared one those of all tabs.
@@ -285,19 +285,20 @@ impl Subscription {
         let mut states = Vec::new();
         for agent in &self.wants.agents {
             if let Some(board) = views::read_board(&app.log, *agent).await? {
-                states.extend(instance_frame(&app, &board));
+                states.extend(instance_state(&app, &board));
             }
         }
         for job in &self.wants.jobs {
             if let Some(job) = read_job(&app.log, *job).await? {
-                states.push(job_frame(&job));
+                states.push(job_state(&job));
             }
         }
         for node in &self.wants.nodes {
             if let Some(row) = views::read_node(&app.log, *node).await? {
-                states.extend(node_frame(&row));
+                states.extend(node_state(&row));
             }
         }
+        let mut states = render(&app, &states).await?;
         for all in self.wants.all() {
             let (all, whole) = self.all_states(all, upto).await?;
             states.extend(all);
@@ -348,7 +349,7 @@ impl Subscription {
                         return Ok(reached);
                     }
                     reached = event.position;
-                    bytes += self.push_event(event, frames);
+                    bytes += self.push_event(event, frames).await?;
                 }
                 Ok(reached)
             }
@@ -358,21 +359,27 @@ impl Subscription {
 
     /// Adds what an event is to this subscriber; how many bytes that is. Each form is rendered
     /// once for all: what a run prints as lines, everything else as the event it is.
-    fn push_event(&self, event: &Committed, frames: &mut Vec<Bytes>) -> usize {
+    async fn push_event(
+        &self,
+        event: &Committed,
+        frames: &mut Vec<Bytes>,
+    ) -> Result<usize, DatabaseError> {
+        let keys = self.app.log.keys();
         let before = frames.len();
         let as_event = self.wants.accepts(event);
         if self.wants.follows(event) {
             // Who resumes from the lines must not miss the event that follows them.
             let position = event.position.0 - u64::from(as_event);
             frames.push(encode::id(event.epoch, Position(position)));
-            frames.push(event.rendered(log_frame));
+            frames.push(event.rendered(keys, log_frame).await?);
         }
         if as_event && event.code == EventType::JobLogRecorded.code() {
-            frames.push(encode::event(event));
+            let opener = keys.opener(event.texts()).await?;
+            frames.push(encode::event(event, &opener));
         } else if as_event {
-            frames.push(event.rendered(encode::event));
+            frames.push(event.rendered(keys, encode::event).await?);
         }
-        frames[before..].iter().map(Bytes::len).sum()
+        Ok(frames[before..].iter().map(Bytes::len).sum())
     }
 
     async fn events_from_log(
@@ -395,10 +402,12 @@ impl Subscription {
             taken += 1;
         }
         if self.wants.logs.is_empty() && taken > 0 {
-            frames.push(encode::events(&events[..taken]));
+            let texts = events[..taken].iter().flat_map(Committed::texts);
+            let opener = self.app.log.keys().opener(texts).await?;
+            frames.push(encode::events(&events[..taken], &opener));
         } else {
             for event in &events[..taken] {
-                self.push_event(event, frames);
+                self.push_event(event, frames).await?;
             }
         }
         self.read_events =
@@ -459,11 +468,12 @@ impl Subscription {
         let app = &self.app;
         if all == Topic::AllNodes {
             let (rows, whole) = app.views.rows::<Nodes>(upto).await?;
-            return Ok((rows.iter().filter_map(node_frame).collect(), whole.min(upto)));
+            let states: Vec<_> = rows.iter().filter_map(node_state).collect();
+            return Ok((render(app, &states).await?, whole.min(upto)));
         }
         let (boards, whole) = app.views.boards(upto).await?;
-        let states = boards.iter().filter_map(|board| instance_frame(app, board)).collect();
-        Ok((states, whole.min(upto)))
+        let states: Vec<_> = boards.iter().filter_map(|it| instance_state(app, it)).collect();
+        Ok((render(app, &states).await?, whole.min(upto)))
     }
 
     fn with_ids(&self, states: Vec<Bytes>, upto: Position, frames: &mut Vec<Bytes>) {
@@ -482,10 +492,10 @@ impl Subscription {
     }
 }
 
-/// What a run printed as one message, but for its id.
-fn log_frame(event: &Committed) -> Bytes {
+/// What a run printed as one message, but for its id, opened.
+fn log_frame(event: &Committed, opener: &Opener) -> Bytes {
     match views::log_message(event) {
-        Some(message) => encode::message_without_id("log", &message),
+        Some(message) => encode::message_without_id("log", &opener.open(&message, Escape::Json)),
         None => encode::comment("lines that cannot be read"),
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("accounts", &["domain", "log"]),
     ("clients", &["intake"]),
-    ("config", &["clients", "domain", "intake"]),
+    ("config", &["clients", "domain", "intake", "log"]),
     ("domain", &[]),
     ("execute", &["app", "domain", "log"]),
     ("intake", &[]),

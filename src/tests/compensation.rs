@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::doubles::github::{self, Github};
 use crate::doubles::hetzner::refusal;
 use crate::doubles::{Clouds, Fault, FlyingTime, Reply};
-use crate::harness::{Client, MILEPOST, Options, Server, database, wait_until};
+use crate::harness::{Client, MASTER_KEY, MILEPOST, Options, Server, database, wait_until};
 
 /// Random stories.
 const STORIES: u64 = 60;
@@ -53,6 +53,7 @@ async fn open(url: &str) -> Arc<App> {
         "DATABASE_URL" => Some(url.to_owned()),
         "MILEPOST_PUBLIC_URL" => Some("http://127.0.0.1:1".to_owned()),
         "MILEPOST_CALLBACK_SECRETS" => Some("of no importance".to_owned()),
+        "MILEPOST_MASTER_KEY" => Some(MASTER_KEY.to_owned()),
         "MILEPOST_RETRY_DELAYS" => Some(["0.001"; 3].join(",")),
         "MILEPOST_CLEAN_UP" => Some("0.001".to_owned()),
         _ => None,
@@ -210,6 +211,7 @@ impl World {
     async fn doctor(&self, more: &[&str]) -> Ended {
         let mut command = Command::new(MILEPOST);
         command.arg("doctor").args(more).env_clear().envs(self.clouds.env());
+        command.env("MILEPOST_MASTER_KEY", MASTER_KEY);
         command.env("DATABASE_URL", &self.url).output().await.unwrap()
     }
 }

@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Client, Options, Server, database, sql, text, wait_until};
+use crate::harness::{Client, MASTER_KEY, Options, Server, database, sql, text, wait_until};
 
 /// Jobs that two processes race for.
 const JOBS: usize = 10_000;
@@ -34,6 +34,7 @@ async fn worker(database_url: &str) -> Arc<App> {
         "DATABASE_URL" => Some(database_url.to_owned()),
         "MILEPOST_PUBLIC_URL" => Some("http://127.0.0.1:1".to_owned()),
         "MILEPOST_CALLBACK_SECRETS" => Some("of no importance".to_owned()),
+        "MILEPOST_MASTER_KEY" => Some(MASTER_KEY.to_owned()),
         "MILEPOST_LEASE" => Some("0.5".to_owned()),
         // It finds jobs of agents; nothing is dispatched, for its loop is not started.
         "MILEPOST_DISPATCHER" => Some("github".to_owned()),

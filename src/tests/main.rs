@@ -13,6 +13,7 @@ mod leases;
 mod ledger;
 mod log_scan;
 mod postgres;
+mod privacy;
 mod rehearsal;
 mod routes;
 mod time_travel;

@@ -126,7 +126,7 @@ async fn read_some(
     if events.is_empty() { Err(ExecuteError::Unavailable) } else { Ok(events) }
 }
 
-/// A job's log as text, in pieces: as many as there are when it begins.
+/// A job's log as text, its lines opened, in pieces: as many as there are when it begins.
 pub fn read_log_text(
     log: Log,
     job: JobId,
@@ -138,10 +138,11 @@ pub fn read_log_text(
         while version <= end.version {
             let events = read_some(&log, job, version, &end).await?;
             version += events.len() as u32;
+            let opener = log.keys().opener(events.iter().flat_map(Committed::texts)).await?;
             let mut text = Vec::new();
             for event in &events {
                 for row in rows(printed(event)?, event.recorded_at) {
-                    text.extend_from_slice(plain(&row.text).as_bytes());
+                    text.extend_from_slice(plain(&opener.text(&row.text)).as_bytes());
                     text.push(b'\n');
                 }
             }

@@ -30,7 +30,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let config = Config::of_tool(args.place.required_database_url()?);
+    let config = Config::of_tool(args.place.required_database_url()?, Vec::new());
     let app = App::open(config, CancellationToken::new()).await?;
     let before = match args.before {
         Moment::At(position) => Before::Position(position),

@@ -40,7 +40,7 @@ async fn begin(args: &Args, url: String) -> anyhow::Result<()> {
     let reason = args.reason.trim();
     anyhow::ensure!(!reason.is_empty(), EpochError::Reason);
     let former = epoch::raise(&Database::new(&url)?, Clock.now()).await?;
-    let app = App::open(Config::of_tool(url), CancellationToken::new()).await?;
+    let app = App::open(Config::of_tool(url, Vec::new()), CancellationToken::new()).await?;
     let (user, deadline) = (operator(), Instant::now() + APPEND_TIMEOUT);
     let file = args.place.key_file();
     let position = epoch::record(&app, former, user, reason, Some(&file), deadline).await?;

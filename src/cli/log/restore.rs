@@ -19,7 +19,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let config = Config::of_tool(args.place.required_database_url()?);
+    let config = Config::of_tool(args.place.required_database_url()?, Vec::new());
     let app = App::open(config, CancellationToken::new()).await?;
     let directory = std::path::absolute(&args.from)?;
     let told = |first, last| println!("positions {first} to {last}: verified, and here again");

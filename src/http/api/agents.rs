@@ -73,6 +73,7 @@ pub async fn make(
     region: Option<String>,
 ) -> Result<AgentId, Problem> {
     let agent_id = AgentId(app.clock.id());
+    let name = app.redactor.masked(&name);
     let command = AgentCommand::Create { agent_id, name, region };
     execute::to_agent(app, agent_id, command, actor.metadata(app, agent_id.0)).await?;
     Ok(agent_id)

@@ -161,7 +161,7 @@ pub async fn prioritise(
 }
 
 fn masked(app: &App, reason: Option<String>) -> Option<String> {
-    reason.map(|reason| app.redactor.mask(&reason).into_owned())
+    reason.map(|reason| app.redactor.masked(&reason))
 }
 
 /// `POST /api/jobs/{id}/retry`: a new job with `retry_of`.

@@ -9,6 +9,7 @@ pub mod job_log;
 pub mod jobs;
 pub mod metrics;
 pub mod nodes;
+pub mod privacy;
 pub mod projections;
 pub mod proofs;
 pub mod queue;

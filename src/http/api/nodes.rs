@@ -67,7 +67,10 @@ pub async fn create(
 ///
 /// # Errors
 /// As [`create`].
-pub async fn register(app: &App, actor: &Actor, new: NewNode) -> Result<NodeId, Problem> {
+pub async fn register(app: &App, actor: &Actor, mut new: NewNode) -> Result<NodeId, Problem> {
+    // A masked name is no host name, and is refused.
+    new.hostname = app.redactor.masked(&new.hostname);
+    new.ssh_user = new.ssh_user.map(|user| app.redactor.masked(&user));
     let host = Host::parse(new).map_err(ExecuteError::from)?;
     let node_id = NodeId(app.clock.id());
     execute::register_node(app, node_id, &host, actor.metadata(app, node_id.0)).await?;

@@ -74,7 +74,7 @@ pub async fn pause(
 /// # Errors
 /// As [`pause`].
 pub async fn stop(app: &App, actor: &Actor, reason: String) -> Result<(), Problem> {
-    let reason = app.redactor.mask(&reason).into_owned();
+    let reason = app.redactor.masked(&reason);
     give(app, actor, QueueCommand::Pause { by: actor.name.clone(), reason }).await
 }
 
@@ -97,7 +97,7 @@ pub async fn resume(
 /// # Errors
 /// As [`resume`].
 pub async fn go_on(app: &App, actor: &Actor, reason: Option<String>) -> Result<(), Problem> {
-    let reason = reason.map(|reason| app.redactor.mask(&reason).into_owned());
+    let reason = reason.map(|reason| app.redactor.masked(&reason));
     give(app, actor, QueueCommand::Resume { by: actor.name.clone(), reason }).await
 }
 

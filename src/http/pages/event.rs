@@ -13,7 +13,7 @@ use super::Frame;
 use super::diff::ChangedView;
 use super::event_row::EventRow;
 use super::format::{Moment, full, number};
-use super::handlers::{Trouble, frame, html, row};
+use super::handlers::{Trouble, frame, html, rows};
 use crate::app::App;
 use crate::http::api::events::read_one;
 use crate::http::auth::Visitor;
@@ -150,7 +150,7 @@ pub(super) async fn show(
 ) -> Result<Response, Trouble> {
     let (_, head) = app.log.head().await?;
     let event = read_one(&app, position.ok().map(|Path(position)| position)).await?;
-    let row = row(&event, &app.access.people())?;
+    let row = rows(&app, std::slice::from_ref(&event)).await?.remove(0);
     let metadata: Metadata = serde_json::from_slice(&event.header).map_err(|error| {
         Problem::damaged(format!("event {} has no header: {error}", row.position))
     })?;

@@ -10,7 +10,7 @@ use milepost_schemas::{EventType, Position};
 use super::Frame;
 use super::event_row::{EventRow, EventView};
 use super::format::number;
-use super::handlers::{Trouble, frame_at, html, row};
+use super::handlers::{Trouble, frame_at, html, rows};
 use crate::app::App;
 use crate::http::api::events::Query;
 use crate::http::at::At;
@@ -180,9 +180,7 @@ pub(super) async fn show(
     let found = query.find(&app, head, EVENTS_SHOWN).await?;
     let is_live = cursor == (None, None) && at.0.is_none() && filters.to.is_empty();
     let reach = Reach { is_live, ..reach(&found, query.direction(), cursor, head) };
-    let people = app.access.people();
-    let rows = found.events.iter().map(|event| row(event, &people));
-    let rows = rows.collect::<Result<Vec<_>, _>>()?;
+    let rows = rows(&app, &found.events).await?;
     let scope = match (&*filters.agent, &*filters.node) {
         ("", "") => String::new(),
         ("", node) => format!("&node={node}"),

@@ -28,12 +28,12 @@ use crate::accounts::{self, People, Visit};
 use crate::app::App;
 use crate::domain::node::NewNode;
 use crate::http::api::projections::{self, Asked};
-use crate::http::api::{Id, agents, jobs, nodes, queue, session};
+use crate::http::api::{Id, agents, jobs, nodes, privacy, queue, session};
 use crate::http::at::{At, Past};
 use crate::http::auth::{Actor, Visitor, is_from_elsewhere, visit};
 use crate::http::problem::Problem;
 use crate::http::{BODY_BYTES_MAX, is_for_programs, read_body};
-use crate::log::{Committed, EventFilter};
+use crate::log::{Committed, Escape, EventFilter, Opener};
 use crate::views::{RowRange, past, read_log_rows, streams_of_agent, streams_of_node};
 
 /// Events a page shows at once; older ones are a link away.
@@ -52,6 +52,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/agents", post(create))
         .route("/agents/{id}", get(agent))
         .route("/agents/{id}/provision", post(provision))
+        .route("/agents/{id}/erase", post(erase_agent))
         .route("/jobs/{id}", get(job))
         .route("/jobs/{id}/cancel", post(cancel))
         .route("/jobs/{id}/priority", post(prioritise))
@@ -60,6 +61,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/nodes/{id}", get(node))
         .route("/nodes/{id}/provision", post(provision_node))
         .route("/nodes/{id}/decommission", post(decommission_node))
+        .route("/nodes/{id}/erase", post(erase_node))
         .route("/projections", get(projections_list))
         .route("/projections/{name}/{order}", post(order_projection))
         .route("/events", get(log_events::show))
@@ -255,7 +257,13 @@ async fn usual(app: &App, at: At) -> Result<Usual, Problem> {
 /// The end of a job's log.
 async fn log(app: &App, job: JobId, at: At) -> Result<LogView, Problem> {
     let upto = at.position();
-    let page = read_log_rows(&app.log, job, RowRange::Newest, LOG_ROWS_SHOWN, upto).await?;
+    let mut page = read_log_rows(&app.log, job, RowRange::Newest, LOG_ROWS_SHOWN, upto).await?;
+    // Before their colours are read: those are sealed with them.
+    let texts = page.lines.iter().map(|row| row.text.as_bytes());
+    let opener = app.log.keys().opener(texts).await?;
+    for row in &mut page.lines {
+        row.text = opener.text(&row.text).into_owned().into();
+    }
     let view = LogView::new(job.to_string(), page.total, &page.lines);
     Ok(LogView { at: upto.map(|position| position.0), ..view })
 }
@@ -450,19 +458,27 @@ async fn events(
     let mut events = app.log.read_newest(&filter, upto, EVENTS_SHOWN + 1).await?;
     let older = events.len() > EVENTS_SHOWN;
     events.truncate(EVENTS_SHOWN);
-    let people = app.access.people();
-    let rows = events.iter().map(|event| row(event, &people)).collect::<Result<_, _>>()?;
+    let rows = rows(app, &events).await?;
     let and_at = at.position().map(|position| format!("&at={position}")).unwrap_or_default();
     Ok(EventList { rows, older, before, and_at })
 }
 
-pub(super) fn row(event: &Committed, people: &People) -> Result<EventRow, Problem> {
+/// Events as pages show them: people by their names, personal texts opened within JSON, before it
+/// is laid out and cut short.
+pub(super) async fn rows(app: &App, events: &[Committed]) -> Result<Vec<EventRow>, Problem> {
+    let people = app.access.people();
+    let opener = app.log.keys().opener(events.iter().flat_map(Committed::texts)).await?;
+    events.iter().map(|event| row(event, &people, &opener)).collect()
+}
+
+fn row(event: &Committed, people: &People, opener: &Opener) -> Result<EventRow, Problem> {
     let unreadable = |error: serde_json::Error| {
         let detail = format!("event {} cannot be read: {error}", event.position);
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "unreadable", "Unreadable", detail)
     };
-    let data = serde_json::from_slice(&event.body).map_err(unreadable)?;
-    let metadata = serde_json::from_slice(&event.header).map_err(unreadable)?;
+    let [header, body] = event.texts().map(|text| opener.open(text, Escape::Json));
+    let data = serde_json::from_slice(&body).map_err(unreadable)?;
+    let metadata = serde_json::from_slice(&header).map_err(unreadable)?;
     let place = Place {
         position: event.position.0,
         epoch: event.epoch,
@@ -507,6 +523,30 @@ async fn provision(
 #[derive(Deserialize)]
 struct Reason {
     reason: Option<String>,
+}
+
+async fn erase_agent(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    id: Result<Id<AgentId>, Problem>,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let Id(agent) = id?;
+    let Reason { reason } = form(request).await?;
+    privacy::destroy(&app, &actor, agent.stream(), reason.unwrap_or_default()).await?;
+    Ok(Redirect::to(&format!("/agents/{agent}")))
+}
+
+async fn erase_node(
+    State(app): State<Arc<App>>,
+    Visitor(actor): Visitor,
+    id: Result<Id<NodeId>, Problem>,
+    request: Request,
+) -> Result<Redirect, Trouble> {
+    let Id(node) = id?;
+    let Reason { reason } = form(request).await?;
+    privacy::destroy(&app, &actor, node.stream(), reason.unwrap_or_default()).await?;
+    Ok(Redirect::to(&format!("/nodes/{node}")))
 }
 
 async fn cancel(

@@ -62,7 +62,7 @@ impl NodePage {
 
 fn facts(node: &NodeAnswer, job_id: String) -> Vec<Fact> {
     vec![
-        Fact::new("ip", "Public address", node.public_ip.to_string()),
+        Fact::new("ip", "Public address", node.public_ip.clone()),
         Fact::new("ssh", "SSH", format!("{}, port {}", node.ssh_user, node.ssh_port)),
         Fact::new("job", "Job", job_id),
         Fact::new("node", "Node", node.id.to_string()),

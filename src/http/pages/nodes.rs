@@ -52,7 +52,7 @@ impl Row {
         Self {
             id: node.id,
             name: node.hostname.clone(),
-            address: node.public_ip.to_string(),
+            address: node.public_ip.clone(),
             status,
             status_word: word_of("node-status", status),
             position: node.position,
@@ -72,7 +72,7 @@ fn blank() -> NodeAnswer {
     NodeAnswer {
         id: NodeId(Uuid::nil()),
         hostname: String::new(),
-        public_ip: [0, 0, 0, 0].into(),
+        public_ip: String::new(),
         ssh_user: String::new(),
         ssh_port: 0,
         status: NodeStatus::Provisioning,

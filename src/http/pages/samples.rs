@@ -628,7 +628,7 @@ pub fn nodes() -> Vec<(&'static str, NodeAnswer)> {
         let node = NodeAnswer {
             id: NodeId(Uuid::from_u128(index as u128 + 1)),
             hostname: format!("web-{index}.example.org"),
-            public_ip: [192, 0, 2, index as u8].into(),
+            public_ip: format!("192.0.2.{index}"),
             ssh_user: "root".into(),
             ssh_port: 22,
             status,

@@ -20,6 +20,9 @@ pub use server::{Options, Server};
 /// The program under test.
 pub const MILEPOST: &str = env!("CARGO_BIN_EXE_milepost");
 
+/// The master key of every server and tool, unless a test gives it another.
+pub const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
 /// How long a state may take to come about on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use super::{Client, MILEPOST, PATIENCE, data_dir, database, text, wait_until};
+use super::{Client, MASTER_KEY, MILEPOST, PATIENCE, data_dir, database, text, wait_until};
 
 /// How a test's server differs from the plain one: its own database, no dispatcher.
 #[derive(Clone, Debug, Default)]
@@ -175,6 +175,7 @@ fn spawn(options: &Options, dir: &Path) -> Child {
         .arg(dir)
         .args(["--dispatcher", dispatcher])
         .env_remove("DATABASE_URL")
+        .env("MILEPOST_MASTER_KEY", MASTER_KEY)
         .envs(options.env.iter().map(|(name, value)| (*name, value.as_str())))
         .stdin(Stdio::null())
         .stdout(file("server.out"))

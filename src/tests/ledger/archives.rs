@@ -118,7 +118,7 @@ impl Story {
     }
 
     async fn app(&self) -> std::sync::Arc<App> {
-        let config = Config::of_tool(self.server.database_url());
+        let config = Config::of_tool(self.server.database_url(), Vec::new());
         App::open(config, CancellationToken::new()).await.unwrap()
     }
 }

@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Client, Messages, Options, Server, text, wait_until};
+use crate::harness::{Client, MASTER_KEY, Messages, Options, Server, text, wait_until};
 
 /// A delay that no test outlives.
 const NEVER: &str = "3600,3600,3600";
@@ -335,6 +335,7 @@ async fn worker(server: &Server) -> Arc<App> {
         "DATABASE_URL" => Some(server.database_url()),
         "MILEPOST_PUBLIC_URL" => Some(server.url()),
         "MILEPOST_CALLBACK_SECRETS" => Some("of no importance".to_owned()),
+        "MILEPOST_MASTER_KEY" => Some(MASTER_KEY.to_owned()),
         "MILEPOST_LEASE" => Some("0.4".to_owned()),
         _ => None,
     });

@@ -178,10 +178,20 @@ async fn read_node(app: &App, order: &AttemptOrder) -> Result<Node, String> {
         return Err("The job is for no node".to_owned());
     };
     match execute::read_node(&app.log, node_id).await {
-        Ok(Some(node)) => Ok(node),
+        Ok(Some(node)) => opened(app, node).await,
         Ok(None) => Err(format!("There is no node {node_id}")),
         Err(error) => Err(format!("The node cannot be read: {error}")),
     }
+}
+
+/// The node with its host name, address and user as they are: Ansible has to reach it. What is
+/// erased is no host name, and no inventory is made of it.
+async fn opened(app: &App, mut node: Node) -> Result<Node, String> {
+    for text in [&mut node.hostname, &mut node.public_ip, &mut node.ssh_user] {
+        let opened = app.log.keys().open_text(text).await;
+        *text = opened.map_err(|error| format!("The node's key cannot be read: {error}"))?;
+    }
+    Ok(node)
 }
 
 /// Runs what was prepared, under its lease; what there is to say at its end.

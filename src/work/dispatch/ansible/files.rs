@@ -51,7 +51,7 @@ impl Drop for PrivateDirectory {
 pub(super) fn inventory(node: &Node, settings: &Ansible) -> Result<String, String> {
     let new = NewNode {
         hostname: node.hostname.clone(),
-        public_ip: node.public_ip.to_string(),
+        public_ip: node.public_ip.clone(),
         ssh_user: Some(node.ssh_user.clone()),
         ssh_port: Some(node.ssh_port),
     };
@@ -122,7 +122,7 @@ mod tests {
         Node {
             id: NodeId(Uuid::from_u128(1)),
             hostname: "web-1".into(),
-            public_ip: [192, 0, 2, 1].into(),
+            public_ip: "192.0.2.1".into(),
             ssh_user: "deploy".into(),
             ssh_port: 2222,
             status: NodeStatus::Provisioning,
