@@ -27,7 +27,6 @@ struct View {
     position: String,
     lag: String,
     rate: String,
-    poisoned: i64,
     poison: Vec<Poison>,
     skipped: Vec<String>,
     order: Option<Work>,
@@ -93,7 +92,6 @@ impl View {
                 events => format!("{} events, {:.1} s", number(events), status.lag_seconds),
             },
             rate: format!("{} events/s", number(status.events_per_second.max(0.0) as u64)),
-            poisoned: status.poisoned,
             poison: status.poison.iter().map(|poison| Poison::new(poison, now)).collect(),
             skipped: status
                 .skipped
