@@ -263,7 +263,8 @@ async fn a_row_that_was_changed_by_hand_is_named_and_repaired() {
 async fn a_cancelled_rebuild_leaves_what_is_read_alone() {
     let server = Server::start().await;
     let client = server.client();
-    let (_, _) = client.job("one").await;
+    client.job("one").await;
+    verified(&client, "board").await;
     let sql = sql(&server.database_url()).await;
     sql.batch_execute("UPDATE view_board_1 SET label = 'wrong'").await.unwrap();
     order(&client, "board", "rebuild", json!({})).await;
