@@ -812,9 +812,9 @@ fn passes_over_only_what_has_no_row<P: Projection>(event: &Event) {
 proptest! {
     #[test]
     fn what_a_view_passes_over_belongs_to_no_row(event in any_event()) {
-        passes_over_only_what_has_no_row::<crate::board::Boards>(&event);
-        passes_over_only_what_has_no_row::<crate::job::Jobs>(&event);
-        passes_over_only_what_has_no_row::<crate::node::Nodes>(&event);
+        passes_over_only_what_has_no_row::<Boards>(&event);
+        passes_over_only_what_has_no_row::<Jobs>(&event);
+        passes_over_only_what_has_no_row::<Nodes>(&event);
         passes_over_only_what_has_no_row::<crate::compensation::Compensations>(&event);
     }
 }

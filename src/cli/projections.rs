@@ -95,22 +95,22 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::List { json, server } => list(json, &server).await,
         Command::Rebuild { name, switch, reason, server } => {
             let switch = if switch { "always" } else { "when_equal" };
-            follow(&server, &name, "rebuild", json!({"switch": switch, "reason": reason})).await
+            follow(&server, &name, "rebuild", &json!({"switch": switch, "reason": reason})).await
         }
         Command::Switch { name, server } => order(&server, &name, "switch", &json!({})).await,
-        Command::Verify { name, server } => follow(&server, &name, "verify", json!({})).await,
+        Command::Verify { name, server } => follow(&server, &name, "verify", &json!({})).await,
         Command::Rollback { name, reason, server } => {
-            follow(&server, &name, "rollback", json!({"reason": reason})).await
+            follow(&server, &name, "rollback", &json!({"reason": reason})).await
         }
         Command::Cancel { name, reason, server } => {
             order(&server, &name, "cancel", &json!({"reason": reason})).await
         }
         Command::Retry { name, position, server } => {
-            follow(&server, &name, "retry", json!({"position": position})).await
+            follow(&server, &name, "retry", &json!({"position": position})).await
         }
         Command::Skip { name, position, reason, server } => {
             let body = json!({"position": position, "reason": reason});
-            follow(&server, &name, "skip", body).await
+            follow(&server, &name, "skip", &body).await
         }
     }
 }
@@ -153,9 +153,9 @@ async fn order(server: &Server, name: &str, what: &str, body: &Value) -> anyhow:
 }
 
 /// Gives an order and prints what it comes to.
-async fn follow(server: &Server, name: &str, what: &str, body: Value) -> anyhow::Result<()> {
+async fn follow(server: &Server, name: &str, what: &str, body: &Value) -> anyhow::Result<()> {
     let client = server.client()?;
-    let ordered = client.post(&format!("/api/projections/{name}/{what}"), &body).await?;
+    let ordered = client.post(&format!("/api/projections/{name}/{what}"), body).await?;
     // A skip is two events, of which the order is the second.
     let position = ordered["position"].as_u64().context("the answer names no position")?;
     let mut printed = String::new();

@@ -196,10 +196,8 @@ async fn two_nodes_make_one_rebuild() {
         Server::with(Options { database_url: Some(url.clone()), ..Options::default() }).await;
     let second = Server::beside(&first).await;
     let (one, other) = (first.client(), second.client());
-    let (a, b) = tokio::join!(
-        one.post("/api/projections/board/rebuild", &json!({})),
-        other.post("/api/projections/board/rebuild", &json!({})),
-    );
+    let (path, body) = ("/api/projections/board/rebuild", json!({}));
+    let (a, b) = tokio::join!(one.post(path, &body), other.post(path, &body));
     let mut statuses = [a.0.as_u16(), b.0.as_u16()];
     statuses.sort_unstable();
     assert_eq!(statuses, [202, 409], "{} {}", a.1, b.1);
@@ -265,7 +263,8 @@ async fn a_row_that_was_changed_by_hand_is_named_and_repaired() {
 async fn a_cancelled_rebuild_leaves_what_is_read_alone() {
     let server = Server::start().await;
     let client = server.client();
-    let (_, _) = client.job("one").await;
+    client.job("one").await;
+    verified(&client, "board").await;
     let sql = sql(&server.database_url()).await;
     sql.batch_execute("UPDATE view_board_1 SET label = 'wrong'").await.unwrap();
     order(&client, "board", "rebuild", json!({})).await;
