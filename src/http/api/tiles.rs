@@ -43,12 +43,12 @@ pub async fn checkpoint(State(app): State<Arc<App>>) -> Result<Response, Problem
 /// Every key that checkpoints were signed with.
 #[derive(Debug, Serialize)]
 pub struct SealingKeys {
-    keys: Vec<Key>,
+    keys: Vec<ListedKey>,
 }
 
 /// A key, and the sizes it signed.
 #[derive(Debug, Serialize)]
-struct Key {
+struct ListedKey {
     epoch: i64,
     from_size: u64,
     to_size: Option<u64>,
@@ -63,7 +63,7 @@ pub async fn keys(State(app): State<Arc<App>>) -> Result<Json<SealingKeys>, Prob
     let client = app.log.database().get().await?;
     let listed = store::keys(&**client).await?;
     let next = listed.iter().skip(1).map(Some).chain([None]);
-    let keys = listed.iter().zip(next).map(|(key, next)| Key {
+    let keys = listed.iter().zip(next).map(|(key, next)| ListedKey {
         epoch: key.epoch,
         from_size: key.from_size,
         to_size: next.filter(|next| next.epoch == key.epoch).map(|next| next.from_size),

@@ -131,8 +131,10 @@ fn insert(dice: &mut Dice, size: u64) -> Tampering {
             let position = size + 2 + dice.roll(1_000);
             Tampering { sql: copy(&position.to_string(), from), position }
         }
-        // In between: what comes behind makes room, and the log's size grows.
+        // In between: what comes behind makes room, and the log's size grows. Behind the last event it
+        // would be an append like any other, which whoever may write to the log can do.
         _ => {
+            let from = 1 + dice.roll(size - 1);
             let sql = format!(
                 "UPDATE event SET position = position + 1000000 WHERE position > {from}; \
                  UPDATE event SET position = position - 999999 WHERE position > 1000000; {}; \
