@@ -19,6 +19,7 @@ use crate::execute::ExecuteError;
 use crate::http::problem::Problem;
 use crate::http::read_body;
 use crate::intake::workflow_run::{BODY_BYTES_MAX, verify};
+use crate::log::DatabaseError;
 use crate::work::runs::{observe, parse_name};
 
 /// Takes one webhook.
@@ -57,7 +58,10 @@ pub async fn take(app: &App, request: Request) -> Result<Response, Problem> {
             let reason = (!applied).then_some("no_news");
             Ok(Json(Received::new(outcome.position, reason)).into_response())
         }
-        Err(ExecuteError::UnknownJob) => Ok(StatusCode::NO_CONTENT.into_response()),
+        // Nothing is to be learned of a job that nobody knows, or that is over and archived.
+        Err(ExecuteError::UnknownJob | ExecuteError::Database(DatabaseError::Archived { .. })) => {
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
         Err(error) => Err(error.into()),
     }
 }

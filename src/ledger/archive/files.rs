@@ -234,6 +234,7 @@ pub struct Reader {
     lines: BufReader<zstd::Decoder<'static, BufReader<File>>>,
     next: u64,
     last: u64,
+    failed: bool,
 }
 
 impl Reader {
@@ -245,16 +246,14 @@ impl Reader {
         let path = manifest.events_path(directory);
         let file = File::open(&path).map_err(ArchiveError::io(&path))?;
         let lines = BufReader::new(zstd::Decoder::new(file).map_err(ArchiveError::io(&path))?);
-        Ok(Self { lines, next: manifest.first, last: manifest.last })
-    }
-
-    /// The position that comes next.
-    pub fn position(&self) -> u64 {
-        self.next
+        Ok(Self { lines, next: manifest.first, last: manifest.last, failed: false })
     }
 
     /// The next event, with the hash of its leaf as it gives it; `None` behind the last one.
     pub fn next_line(&mut self) -> Option<Result<Line, Wrong>> {
+        if self.failed {
+            return None;
+        }
         let position = self.next;
         let line = self.read_line().transpose()?.and_then(|line| {
             if line.position != position {
@@ -269,11 +268,8 @@ impl Reader {
             }
             Ok(line)
         });
-        if line.is_err() {
-            self.next = self.last + 1;
-        } else {
-            self.next += 1;
-        }
+        self.next += 1;
+        self.failed = line.is_err();
         Some(line.map_err(|why| Wrong { position, why }))
     }
 

@@ -159,10 +159,16 @@ impl ArchiveError {
     }
 }
 
-/// Takes the lock of whoever archives or restores; it goes with the connection.
+/// Takes the lock of whoever archives or restores; it goes with the connection at the latest.
 async fn lock(client: &tokio_postgres::Client) -> Result<(), ArchiveError> {
     let row = client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?;
     if row.get(0) { Ok(()) } else { Err(ArchiveError::Busy) }
+}
+
+/// Gives it back.
+async fn unlock(client: &tokio_postgres::Client) -> Result<(), ArchiveError> {
+    client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await?;
+    Ok(())
 }
 
 fn hexed(hashes: &[Hash]) -> Vec<String> {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::files::{self, Manifest};
 use super::run::{detached, keys, last_told, record};
-use super::{ArchiveError, ArchivedRange, Part, keep, lock, ranges, swap};
+use super::{ArchiveError, ArchivedRange, Part, keep, lock, ranges, swap, unlock};
 use crate::app::App;
 use crate::ledger::bundle::Line;
 
@@ -44,6 +44,7 @@ pub async fn restore(
         told(range.first, range.last);
         restored.push((range.first, range.last));
     }
+    unlock(&client).await?;
     Ok(Restored { ranges: restored, floor: app.log.floor().await? })
 }
 

@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use super::files::{self, Manifest};
 use super::keep::{self, Kept};
 use super::limits::{Before, Limit, limit};
-use super::{ArchiveError, Part, lock, ranges, swap};
+use super::{ArchiveError, Part, lock, ranges, swap, unlock};
 use crate::app::App;
 use crate::ledger::note::VerifierKey;
 use crate::ledger::store::{self, ListedKey};
@@ -79,29 +79,40 @@ pub async fn archive(
 ) -> Result<Archived, ArchiveError> {
     let mut client = app.log.database().owner().await?;
     lock(&client).await?;
+    let archived = archive_locked(app, &mut client, order, watch).await?;
+    unlock(&client).await?;
+    Ok(archived)
+}
+
+async fn archive_locked(
+    app: &App,
+    client: &mut Client,
+    order: &Order,
+    watch: &mut Watch<'_>,
+) -> Result<Archived, ArchiveError> {
     if !order.dry_run {
-        swap::sweep(&client).await?;
+        swap::sweep(client).await?;
     }
-    let width = width(&client).await?;
-    let archived = ranges(&client).await?;
+    let width = width(client).await?;
+    let archived = ranges(client).await?;
     let mut next = Part { number: 0, width };
     for range in &archived {
         let part = Part { number: range.first / width, width };
         next = Part { number: part.number + 1, width };
-        if !order.keep_table && !order.dry_run && drop_table(&client, &part).await? {
+        if !order.keep_table && !order.dry_run && drop_table(client, &part).await? {
             go_on(watch(&part, Step::Dropped))?;
         }
     }
     let mut parts = Vec::new();
     loop {
         let (epoch, _) = app.log.head().await?;
-        let sealed = store::latest(&client, epoch).await?;
-        if let Some(limit) = limit(&client, &next, order.before, sealed.as_ref()).await? {
+        let sealed = store::latest(client, epoch).await?;
+        if let Some(limit) = limit(client, &next, order.before, sealed.as_ref()).await? {
             let floor = Position(next.first().0 - 1);
             return Ok(Archived { parts, floor, next, limit });
         }
         if !order.dry_run {
-            archive_part(app, &mut client, order, &next, watch).await?;
+            archive_part(app, client, order, &next, watch).await?;
         }
         parts.push(next.clone());
         next.number += 1;

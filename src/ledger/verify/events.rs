@@ -133,7 +133,15 @@ impl Auditor {
         if let SealedHash::Hash(sealed) = sealed
             && found != sealed
         {
-            self.disagreements.push(Disagreement { position, found, sealed });
+            self.disagree(Disagreement { position, found, sealed });
+        }
+    }
+
+    fn disagree(&mut self, disagreement: Disagreement) {
+        if self.disagreements.len() < FINDINGS_MAX {
+            self.disagreements.push(disagreement);
+        } else {
+            self.report.found += 1;
         }
     }
 
@@ -152,11 +160,7 @@ impl Auditor {
             && found != sealed
         {
             self.sealed_tree.get_or_insert_with(|| self.tree.clone());
-            if self.disagreements.len() < FINDINGS_MAX {
-                self.disagreements.push(Disagreement { position, found, sealed });
-            } else {
-                self.report.found += 1;
-            }
+            self.disagree(Disagreement { position, found, sealed });
         }
         // In the place of an event that is gone the tree takes what was sealed, so that what comes
         // after it can still be judged. Where that is gone as well, no root says anything any more.

@@ -7,6 +7,7 @@ use milepost::ledger::verify::{Problem, Trust};
 use reqwest::Method;
 use serde_json::json;
 
+use super::archives::two_jobs;
 use super::{audit, audit_with, checkpoint, key, key_file, log, record, sealed};
 use crate::harness::{Client, Options, Server, database, sql, text, wait_until};
 
@@ -32,15 +33,12 @@ async fn refused(client: &Client) -> bool {
     metrics.text().lines().any(|line| line == "milepost_seal_refused 1")
 }
 
-/// An empty database that a dump is read into; it has what the dump does not: nothing.
-async fn empty() -> String {
-    let url = database().await;
-    sql(&url)
-        .await
-        .batch_execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-        .await
-        .unwrap();
-    url
+/// An empty database beside another one, for its dump.
+async fn empty_beside(url: &str) -> String {
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let create = format!("CREATE DATABASE {name}_restored TEMPLATE template0");
+    sql(url).await.batch_execute(&create).await.unwrap();
+    format!("{url}_restored")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,6 +50,7 @@ async fn the_restore_drill_loses_and_doubles_nothing_that_is_acknowledged_after_
     let mut server =
         Server::with(Options { database_url: Some(url.clone()), ..Options::default() }).await;
     let client = server.client();
+    two_jobs(&client).await;
     record(&client, 300).await;
     let (archived_size, _) = sealed(&client).await;
     let owner = sql(&url).await;
@@ -78,7 +77,7 @@ async fn the_restore_drill_loses_and_doubles_nothing_that_is_acknowledged_after_
     server.stop().await;
 
     // What stood there is put aside, and the backup in its place.
-    let restored = empty().await;
+    let restored = empty_beside(&url).await;
     shell("psql --quiet --no-psqlrc -v ON_ERROR_STOP=1 -f \"$2\" \"$1\"", &restored, dump).await;
     server.move_to(restored.clone()).await;
     let client = server.client();
