@@ -110,18 +110,18 @@ impl Event {
     /// neither, which its own stream stands for.
     pub fn subject(&self) -> Option<(SubjectKind, StreamId)> {
         match self {
-            Self::AgentCreated(event) => agent(event.agent_id),
-            Self::ProvisioningRequested(event) => agent(event.agent_id),
-            Self::AgentActivated(event) => agent(event.agent_id),
-            Self::ProvisioningEnded(event) => agent(event.agent_id),
-            Self::InstanceRequested(event) => agent(event.agent_id),
-            Self::InstanceStarted(event) => agent(event.agent_id),
-            Self::CompensationRequested(event) => agent(event.agent_id),
-            Self::CompensationStepTaken(event) => agent(event.agent_id),
-            Self::CompensationCompleted(event) => agent(event.agent_id),
-            Self::CompensationPutOff(event) => agent(event.agent_id),
-            Self::InstanceServerMissing(event) => agent(event.agent_id),
-            Self::InstanceServerNotFound(event) => agent(event.agent_id),
+            Self::AgentCreated(event) => Some(agent(event.agent_id)),
+            Self::ProvisioningRequested(event) => Some(agent(event.agent_id)),
+            Self::AgentActivated(event) => Some(agent(event.agent_id)),
+            Self::ProvisioningEnded(event) => Some(agent(event.agent_id)),
+            Self::InstanceRequested(event) => Some(agent(event.agent_id)),
+            Self::InstanceStarted(event) => Some(agent(event.agent_id)),
+            Self::CompensationRequested(event) => Some(agent(event.agent_id)),
+            Self::CompensationStepTaken(event) => Some(agent(event.agent_id)),
+            Self::CompensationCompleted(event) => Some(agent(event.agent_id)),
+            Self::CompensationPutOff(event) => Some(agent(event.agent_id)),
+            Self::InstanceServerMissing(event) => Some(agent(event.agent_id)),
+            Self::InstanceServerNotFound(event) => Some(agent(event.agent_id)),
             Self::JobQueued(event) => either(event.agent_id, event.node_id),
             Self::WorkflowDispatchRequested(event) => either(event.agent_id, event.node_id),
             Self::WorkflowDispatched(event) => either(event.agent_id, event.node_id),
@@ -139,16 +139,16 @@ impl Event {
             Self::JobLogRecorded(event) => either(event.agent_id, event.node_id),
             Self::WorkflowRunObserved(event) => either(event.agent_id, event.node_id),
             Self::WorkflowRunCancelRequested(event) => either(event.agent_id, event.node_id),
-            Self::RunnerEndAwaited(event) => node(event.node_id),
-            Self::RunnerEnded(event) => node(event.node_id),
-            Self::NodeRegistered(event) => node(event.node_id),
-            Self::NodeProvisioningRequested(event) => node(event.node_id),
-            Self::NodeActivated(event) => node(event.node_id),
-            Self::NodeBecameUnreachable(event) => node(event.node_id),
-            Self::NodeDecommissionRequested(event) => node(event.node_id),
-            Self::NodeDecommissioned(event) => node(event.node_id),
-            Self::NodeDecommissionEnded(event) => node(event.node_id),
-            Self::NodeAddressTaken(event) => node(event.node_id),
+            Self::RunnerEndAwaited(event) => Some(node(event.node_id)),
+            Self::RunnerEnded(event) => Some(node(event.node_id)),
+            Self::NodeRegistered(event) => Some(node(event.node_id)),
+            Self::NodeProvisioningRequested(event) => Some(node(event.node_id)),
+            Self::NodeActivated(event) => Some(node(event.node_id)),
+            Self::NodeBecameUnreachable(event) => Some(node(event.node_id)),
+            Self::NodeDecommissionRequested(event) => Some(node(event.node_id)),
+            Self::NodeDecommissioned(event) => Some(node(event.node_id)),
+            Self::NodeDecommissionEnded(event) => Some(node(event.node_id)),
+            Self::NodeAddressTaken(event) => Some(node(event.node_id)),
             Self::PersonalDataErased(event) => Some((event.kind, event.subject)),
             Self::CallbackRejected(_)
             | Self::QueuePaused(_)
@@ -181,16 +181,16 @@ impl Event {
     }
 }
 
-fn agent(id: AgentId) -> Option<(SubjectKind, StreamId)> {
-    Some((SubjectKind::Agent, id.stream()))
+fn agent(id: AgentId) -> (SubjectKind, StreamId) {
+    (SubjectKind::Agent, id.stream())
 }
 
-fn node(id: NodeId) -> Option<(SubjectKind, StreamId)> {
-    Some((SubjectKind::Node, id.stream()))
+fn node(id: NodeId) -> (SubjectKind, StreamId) {
+    (SubjectKind::Node, id.stream())
 }
 
 fn either(agent_id: Option<AgentId>, node_id: Option<NodeId>) -> Option<(SubjectKind, StreamId)> {
-    agent_id.map_or_else(|| node_id.and_then(node), agent)
+    agent_id.map(agent).or_else(|| node_id.map(node))
 }
 
 /// Shows every text inside a JSON value.
@@ -215,7 +215,7 @@ impl Callback {
         };
         known
             && Uuid::try_parse(plain.job_id).is_ok()
-            && [plain.attempt, plain.workflow_run_id, plain.number].iter().all(is_number)
+            && [plain.attempt, plain.workflow_run_id, plain.number].iter().flatten().all(is_number)
     }
 }
 
@@ -265,10 +265,10 @@ enum Short<'a> {
     Text(&'a str),
 }
 
-fn is_number(field: &Option<Short<'_>>) -> bool {
+fn is_number(field: &Short<'_>) -> bool {
     match field {
-        None | Some(Short::Number(_)) => true,
-        Some(Short::Text(text)) => text.bytes().all(|byte| byte.is_ascii_digit()),
+        Short::Number(_) => true,
+        Short::Text(text) => text.bytes().all(|byte| byte.is_ascii_digit()),
     }
 }
 

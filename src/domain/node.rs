@@ -258,7 +258,7 @@ mod tests {
         Node {
             id: ID,
             hostname: "web-1".into(),
-            public_ip: [192, 0, 2, 1].into(),
+            public_ip: "192.0.2.1".into(),
             ssh_user: "root".into(),
             ssh_port: 22,
             status,

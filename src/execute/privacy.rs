@@ -27,6 +27,7 @@ pub async fn erase_personal_data(
         let known = app.log.read_streams(&[subject]).await?;
         let code = EventType::PersonalDataErased.code();
         if let Some(first) = known.iter().find(|event| event.code == code) {
+            app.log.keys().forget(subject);
             return Ok(first.position);
         }
         let kind = kind_of(subject, &known)?;
@@ -41,7 +42,12 @@ pub async fn erase_personal_data(
         };
         match app.log.append(decision, deadline).await {
             Err(AppendError::Conflict(_)) => {}
-            appended => return Ok(appended?.position()),
+            appended => {
+                let position = appended?.position();
+                // The feed may have others' events to wait for before it comes to this one.
+                app.log.keys().forget(subject);
+                return Ok(position);
+            }
         }
     }
     Err(ExecuteError::Unavailable)

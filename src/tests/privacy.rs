@@ -5,12 +5,18 @@ use std::process::Stdio;
 
 use milepost::app::App;
 use milepost::config::Config;
+use milepost::domain::AgentCommand;
+use milepost::execute;
+use milepost::log::Since;
+use milepost_schemas::{AgentId, Metadata, Position};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::harness::{Client, MASTER_KEY, MILEPOST, Options, Server, sql, text, wait_until};
+use crate::harness::{
+    Client, MASTER_KEY, MILEPOST, Options, Server, database, sql, text, wait_until,
+};
 
 /// Another master key.
 const NEXT_MASTER_KEY: &str = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
@@ -131,16 +137,17 @@ impl Client {
 
 /// Every event's bytes, in order.
 async fn stored(url: &str) -> Vec<(i64, Vec<u8>, Vec<u8>)> {
-    let rows = sql(url).await;
-    let rows = rows.query("SELECT position, header, body FROM event ORDER BY position", &[]);
-    rows.await.unwrap().iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+    let client = sql(url).await;
+    let events = "SELECT position, header, body FROM event ORDER BY position";
+    let rows = client.query(events, &[]).await.unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
 }
 
 async fn wrapped(url: &str, subject: &str) -> Option<Vec<u8>> {
     let subject: Uuid = subject.parse().unwrap();
-    let row = sql(url).await;
-    let row = row.query_one("SELECT wrapped FROM data_key WHERE stream_id = $1", &[&subject]);
-    row.await.unwrap().get(0)
+    let client = sql(url).await;
+    let key = "SELECT wrapped FROM data_key WHERE stream_id = $1";
+    client.query_one(key, &[&subject]).await.unwrap().get(0)
 }
 
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -200,7 +207,9 @@ async fn erased_data_is_in_no_file_no_answer_no_stream_and_no_log() {
         assert_eq!(erased["vacuumed"], true);
         assert_eq!(client.erase(subject).await["position"], erased["position"], "once is enough");
     }
-    database.batch_execute("VACUUM; CHECKPOINT").await.unwrap();
+    for statement in ["VACUUM", "CHECKPOINT"] {
+        database.batch_execute(statement).await.unwrap();
+    }
     assert_eq!(stored(&url).await[..before.len()], before, "what is stored was changed");
     assert_eq!(in_tables(&key), 0, "the key is still in a table");
 
@@ -302,6 +311,23 @@ async fn open(url: &str, master_keys: &str) -> Result<std::sync::Arc<App>, Strin
     let config =
         Config::of_tool(url.to_owned(), master_keys.split(',').map(str::to_owned).collect());
     App::open(config, CancellationToken::new()).await.map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn what_goes_to_the_feed_is_what_is_stored() {
+    let url = database().await;
+    let app = open(&url, MASTER_KEY).await.unwrap();
+    let agent_id = AgentId(app.clock.id());
+    let actor = "system:test".to_owned();
+    let metadata =
+        Metadata { actor, correlation_id: agent_id.0, causation_id: None, callback: None };
+    let command = AgentCommand::Create { agent_id, name: NAME.to_owned(), region: None };
+    execute::to_agent(&app, agent_id, command, metadata).await.unwrap();
+    let Since::Events(events) = app.log.feed().since(Position::START, 10) else { panic!() };
+    assert_eq!(events.len(), 1);
+    let body = serde_json::to_vec(events[0].event().unwrap()).unwrap();
+    assert_eq!((&*events[0].body, &body), (&*body, &stored(&url).await[0].2));
+    assert!(memchr::memmem::find(&body, NAME.as_bytes()).is_none());
 }
 
 #[tokio::test]

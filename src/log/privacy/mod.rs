@@ -105,7 +105,7 @@ impl Keys {
     }
 
     /// Forgets a key that was erased: from here on its texts open nowhere in this process.
-    pub(super) fn forget(&self, subject: StreamId) {
+    pub fn forget(&self, subject: StreamId) {
         let mut cache = self.lock();
         cache.generation += 1;
         cache.known.put(subject, Known::Erased);
