@@ -31,12 +31,15 @@ pub const COUNTED_MAX: usize = 50_000;
 /// Positions whose counts and usual durations are kept: for pages that are turned back and forth.
 const KEPT_MAX: usize = 16;
 
+/// Answers by their position, the oldest first.
+type Recent<T> = Mutex<VecDeque<(Position, T)>>;
+
 /// What was counted and found usual at the positions that were asked for last. What is past does
 /// not change, so nothing of it grows old.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
-    counts: Arc<Mutex<VecDeque<(Position, Arc<Counts>)>>>,
-    usual: Arc<Mutex<VecDeque<(Position, [Option<UsualDuration>; COUNT])>>>,
+    counts: Arc<Recent<Arc<Counts>>>,
+    usual: Arc<Recent<[Option<UsualDuration>; COUNT]>>,
     /// Counting goes through everything: once at a time in a process.
     counting: Arc<tokio::sync::Mutex<()>>,
 }
@@ -348,12 +351,12 @@ pub fn touched_by(event: &Event) -> (Option<AgentId>, Option<JobId>, Option<Node
     (milepost_projections::board::agent_of(event), job_of(event), node_of(event))
 }
 
-fn find<T: Clone>(kept: &Mutex<VecDeque<(Position, T)>>, at: Position) -> Option<T> {
+fn find<T: Clone>(kept: &Recent<T>, at: Position) -> Option<T> {
     let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     kept.iter().find(|(position, _)| *position == at).map(|(_, value)| value.clone())
 }
 
-fn keep<T>(kept: &Mutex<VecDeque<(Position, T)>>, at: Position, value: T) {
+fn keep<T>(kept: &Recent<T>, at: Position, value: T) {
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     kept.push_back((at, value));
     if kept.len() > KEPT_MAX {

@@ -85,12 +85,11 @@ pub async fn make(
 /// 400 for a place in the log that is none; 404 for one that is still to come; 503 when the view
 /// cannot be read.
 pub async fn list(State(app): State<Arc<App>>, _: Actor, at: At) -> Result<Json<Agents>, Problem> {
-    let boards = match at.0 {
-        Some(past) => views::past::boards_at(&app.log, past.position).await?,
-        None => {
-            let (_, head) = app.log.head().await?;
-            app.views.boards(head).await?.0
-        }
+    let boards = if let Some(past) = at.0 {
+        views::past::boards_at(&app.log, past.position).await?
+    } else {
+        let (_, head) = app.log.head().await?;
+        app.views.boards(head).await?.0
     };
     let now = at.now(&app);
     let answers = boards.iter().filter_map(|board| InstanceAnswer::of(board, now));

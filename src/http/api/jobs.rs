@@ -70,13 +70,12 @@ pub async fn list(
 ) -> Result<Json<Jobs>, Problem> {
     let Query(Filter { status, before, limit }) = query?;
     let limit = limit.unwrap_or(LIST_DEFAULT);
-    let found = match at.0 {
-        Some(past) => jobs_at(&app.log, past.position, status, before, limit).await?,
-        None => {
-            let (_, head) = app.log.head().await?;
-            let jobs = app.views.jobs(head, status, before, limit).await?;
-            JobsFound { jobs, next_before: None }
-        }
+    let found = if let Some(past) = at.0 {
+        jobs_at(&app.log, past.position, status, before, limit).await?
+    } else {
+        let (_, head) = app.log.head().await?;
+        let jobs = app.views.jobs(head, status, before, limit).await?;
+        JobsFound { jobs, next_before: None }
     };
     let jobs = found.jobs.iter().map(JobAnswer::of).collect();
     Ok(Json(Jobs { jobs, next_before: found.next_before }))

@@ -83,12 +83,11 @@ pub async fn register(app: &App, actor: &Actor, mut new: NewNode) -> Result<Node
 /// 400 for a place in the log that is none; 404 for one that is still to come; 503 when the view
 /// cannot be read.
 pub async fn list(State(app): State<Arc<App>>, _: Actor, at: At) -> Result<Json<Nodes>, Problem> {
-    let rows = match at.0 {
-        Some(past) => views::past::nodes_at(&app.log, past.position).await?,
-        None => {
-            let (_, head) = app.log.head().await?;
-            app.views.rows::<View>(head).await?.0
-        }
+    let rows = if let Some(past) = at.0 {
+        views::past::nodes_at(&app.log, past.position).await?
+    } else {
+        let (_, head) = app.log.head().await?;
+        app.views.rows::<View>(head).await?.0
     };
     Ok(Json(Nodes { nodes: rows.iter().filter_map(NodeAnswer::of).collect() }))
 }

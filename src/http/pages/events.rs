@@ -134,7 +134,7 @@ impl Filters {
                 "to" => &mut filters.to,
                 _ => continue,
             };
-            *field = value.trim().to_owned();
+            value.trim().clone_into(field);
         }
         filters
     }

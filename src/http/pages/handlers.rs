@@ -163,17 +163,14 @@ async fn overview(
     at: Result<At, Problem>,
 ) -> Result<Response, Trouble> {
     let at = at?;
-    let (boards, whole, queue) = match at.0 {
-        Some(Past { position, .. }) => {
-            let boards = past::boards_at(&app.log, position).await?;
-            (boards, position, past::queue_at(&app.log, position).await?)
-        }
-        None => {
-            let (_, head) = app.log.head().await?;
-            let (boards, whole) = app.views.boards(head).await?;
-            // The stream goes on from here: what the rows do not hold yet must come by it.
-            (boards, head.min(whole), crate::execute::read_queue(&app.log).await?.1)
-        }
+    let (boards, whole, queue) = if let Some(Past { position, .. }) = at.0 {
+        let boards = past::boards_at(&app.log, position).await?;
+        (boards, position, past::queue_at(&app.log, position).await?)
+    } else {
+        let (_, head) = app.log.head().await?;
+        let (boards, whole) = app.views.boards(head).await?;
+        // The stream goes on from here: what the rows do not hold yet must come by it.
+        (boards, head.min(whole), crate::execute::read_queue(&app.log).await?.1)
     };
     let usual = usual(&app, at).await?;
     let now = at.now(&app);
