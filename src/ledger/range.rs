@@ -81,7 +81,9 @@ mod tests {
             let all = leaves(size);
             let before = roots(&all, 0, from);
             let mut joined = Joined::before(from, &before).unwrap();
-            all[from as usize..to as usize].iter().for_each(|leaf| joined.push(*leaf));
+            for leaf in &all[from as usize..to as usize] {
+                joined.push(*leaf);
+            }
             prop_assert!(joined.extend(size, &roots(&all, to, size)));
             prop_assert_eq!(joined.root(), root_of(&all));
 
@@ -89,7 +91,9 @@ mod tests {
             let mut changed = all[from as usize..to as usize].to_vec();
             let at = (a + b) as usize % changed.len();
             changed[at].0[0] ^= 1;
-            changed.iter().for_each(|leaf| other.push(*leaf));
+            for leaf in changed {
+                other.push(leaf);
+            }
             prop_assert!(other.extend(size, &roots(&all, to, size)));
             prop_assert_ne!(other.root(), root_of(&all));
         }

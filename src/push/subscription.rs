@@ -289,8 +289,11 @@ impl Subscription {
             }
         }
         for job in &self.wants.jobs {
-            if let Some(job) = read_job(&app.log, *job).await? {
-                states.push(job_state(&job));
+            match read_job(&app.log, *job).await {
+                Ok(job) => states.extend(job.as_ref().map(job_state)),
+                // It has ended, and no state of it will come any more.
+                Err(ExecuteError::Database(DatabaseError::Archived { .. })) => {}
+                Err(error) => return Err(error),
             }
         }
         for node in &self.wants.nodes {

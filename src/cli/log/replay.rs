@@ -98,16 +98,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         states.fold(line);
         true
     };
-    match &args.bundle {
-        Some(directory) => from_bundle(directory, &mut take)?,
-        None => {
-            let archived = match &args.archive {
-                Some(directory) => from_archive(directory, &mut take)?,
-                None => Some(Position::START),
-            };
-            if let Some(after) = archived {
-                from_server(&args.server, after, &mut take).await?;
-            }
+    if let Some(directory) = &args.bundle {
+        from_bundle(directory, &mut take)?;
+    } else {
+        let archived = match &args.archive {
+            Some(directory) => from_archive(directory, &mut take)?,
+            None => Some(Position::START),
+        };
+        if let Some(after) = archived {
+            from_server(&args.server, after, &mut take).await?;
         }
     }
     for state in states.print(Clock.now()) {

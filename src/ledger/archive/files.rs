@@ -181,7 +181,8 @@ impl Durable {
     fn finish(self) -> Result<(String, u64), ArchiveError> {
         let Self { path, new, file, sha256, bytes } = self;
         let io = ArchiveError::io;
-        let file = file.into_inner().map_err(|error| error.into_error()).map_err(io(&new))?;
+        let file =
+            file.into_inner().map_err(std::io::IntoInnerError::into_error).map_err(io(&new))?;
         file.sync_all().map_err(io(&new))?;
         std::fs::rename(&new, &path).map_err(io(&path))?;
         // The name is durable when its directory is.

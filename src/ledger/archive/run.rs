@@ -132,15 +132,15 @@ async fn archive_part(
     watch: &mut Watch<'_>,
 ) -> Result<(), ArchiveError> {
     let (first, last) = (part.first().0, part.last().0);
-    let manifest = match files::manifest(&order.directory, first, last)? {
-        // Of a run that did not come to its end; whether it is of this log is seen below.
-        Some(manifest) => manifest,
-        None => {
-            let (epoch, _) = app.log.head().await?;
-            let sealed = store::latest(client, epoch).await?;
-            let sealed = sealed.expect("no partition goes that is not sealed");
-            files::write(app.log.database(), &order.directory, part, &sealed).await?
-        }
+    // One of a run that did not come to its end is verified below, and not written again.
+    let there = files::manifest(&order.directory, first, last)?;
+    let manifest = if let Some(manifest) = there {
+        manifest
+    } else {
+        let (epoch, _) = app.log.head().await?;
+        let sealed = store::latest(client, epoch).await?;
+        let sealed = sealed.expect("no partition goes that is not sealed");
+        files::write(app.log.database(), &order.directory, part, &sealed).await?
     };
     go_on(watch(part, Step::Written))?;
     let keys = keys(client).await?;

@@ -74,7 +74,9 @@ async fn kept_hashes(
         }
         if rows.is_empty() {
             let mut tree = Tree::default();
-            hashes.iter().for_each(|(_, hash)| tree.push(*hash, drop));
+            for (_, hash) in &hashes {
+                tree.push(*hash, drop);
+            }
             compare(range, &tree, auditor);
             return Ok(hashes);
         }
