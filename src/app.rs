@@ -70,7 +70,7 @@ impl App {
         let database = Database::new(&config.database_url)?;
         let writer = Clock.id().to_string();
         let masters = MasterKeys::parse(&config.master_keys);
-        let masters = masters.map_err(|error| DatabaseError::Unexpected(error.to_string()))?;
+        let masters = masters.map_err(DatabaseError::Unexpected)?;
         let keys = Arc::new(Keys::new(database.clone(), masters));
         let log = Log::open(database.clone(), Arc::clone(&metrics), writer, keys).await?;
         Ok(Arc::new(Self {
