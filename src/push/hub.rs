@@ -177,9 +177,10 @@ impl Hub {
         }
     }
 
-    /// The topics whose states are kept.
-    pub(super) fn kept(&self) -> Vec<Topic> {
-        self.lock().states.keys().copied().collect()
+    /// The topics whose states are kept, or were shown to somebody who still watches.
+    pub(super) fn shown(&self) -> Vec<Topic> {
+        let inner = self.lock();
+        inner.states.keys().chain(inner.watchers.keys()).copied().collect()
     }
 
     /// Whether anybody watches anything.

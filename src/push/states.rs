@@ -139,8 +139,8 @@ impl States {
             }
         }
         if events.iter().any(|event| event.code == EventType::PersonalDataErased.code()) {
-            // What was opened before is not shown again: each state kept is rendered anew.
-            for topic in app.hub.kept() {
+            // What was opened before is shown no longer: each state is rendered anew.
+            for topic in app.hub.shown() {
                 match topic {
                     Topic::Agent(agent) => drop(agents.insert(agent)),
                     Topic::Job(job) => drop(jobs.insert(job)),
