@@ -659,7 +659,7 @@ mod tests {
         ]);
         pairs[0].1 = "hunter2";
         let error = Config::from_env(env(&pairs)).map(|_| ()).unwrap_err();
-        assert_eq!(error.0.len(), 4, "{error}");
+        assert_eq!(error.0.len(), 5, "{error}");
         assert!(!error.to_string().contains("hunter2"), "{error}");
     }
 

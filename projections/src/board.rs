@@ -323,6 +323,23 @@ impl Projection for Boards {
         EventType::ProjectionOrderEnded,
         EventType::ProjectionEventSkipped,
         EventType::QueueResumed,
+        EventType::LogKeyRotated,
+        EventType::LogEpochBegun,
+        EventType::LogRangeArchived,
+        EventType::LogRangeRestored,
+        EventType::RunnerEndAwaited,
+        EventType::RunnerEnded,
+        EventType::AccountCreated,
+        EventType::AccountRoleChanged,
+        EventType::AccountDisabled,
+        EventType::AccountEnabled,
+        EventType::PasswordChanged,
+        EventType::SessionBegan,
+        EventType::SessionEnded,
+        EventType::LogInFailed,
+        EventType::ActionRefused,
+        EventType::TokenCreated,
+        EventType::TokenRevoked,
     ];
     type State = Board;
 

@@ -691,6 +691,23 @@ impl Projection for Jobs {
         EventType::ProjectionOrderEnded,
         EventType::ProjectionEventSkipped,
         EventType::QueueResumed,
+        EventType::LogKeyRotated,
+        EventType::LogEpochBegun,
+        EventType::LogRangeArchived,
+        EventType::LogRangeRestored,
+        EventType::InstanceServerNotFound,
+        EventType::AccountCreated,
+        EventType::AccountRoleChanged,
+        EventType::AccountDisabled,
+        EventType::AccountEnabled,
+        EventType::PasswordChanged,
+        EventType::SessionBegan,
+        EventType::SessionEnded,
+        EventType::LogInFailed,
+        EventType::ActionRefused,
+        EventType::TokenCreated,
+        EventType::TokenRevoked,
+        EventType::PersonalDataErased,
     ];
     type State = Option<Job>;
 

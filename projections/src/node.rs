@@ -302,6 +302,23 @@ impl Projection for Nodes {
         EventType::ProjectionOrderEnded,
         EventType::ProjectionEventSkipped,
         EventType::QueueResumed,
+        EventType::LogKeyRotated,
+        EventType::LogEpochBegun,
+        EventType::LogRangeArchived,
+        EventType::LogRangeRestored,
+        EventType::CompensationPutOff,
+        EventType::InstanceServerNotFound,
+        EventType::AccountCreated,
+        EventType::AccountRoleChanged,
+        EventType::AccountDisabled,
+        EventType::AccountEnabled,
+        EventType::PasswordChanged,
+        EventType::SessionBegan,
+        EventType::SessionEnded,
+        EventType::LogInFailed,
+        EventType::ActionRefused,
+        EventType::TokenCreated,
+        EventType::TokenRevoked,
     ];
     type State = NodeRow;
 
