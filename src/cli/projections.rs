@@ -1,5 +1,6 @@
 //! `milepost projections`: how the views stand, rebuilds, verifications.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -198,10 +199,11 @@ fn progress(progress: &Value) -> String {
         progress["events_per_second"].as_f64().unwrap_or(0.0)
     );
     if let Some(left) = progress["remaining_ms"].as_u64() {
-        line += &format!(", {:.1} s to go", left as f64 / 1_000.0);
+        let _ = write!(line, ", {:.1} s to go", left as f64 / 1_000.0);
     }
     if let Some(difference) = progress["difference"].as_object() {
-        line += &format!(
+        let _ = write!(
+            line,
             "; at {}: {} of {} rows differ from those that are read, first {}; SHA-256 {} and {}",
             difference["position"],
             difference["differing"],

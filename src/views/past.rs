@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::LIST_ROWS_MAX;
 use crate::execute::{ExecuteError, unreadable};
-use crate::log::{Birth, Committed, Log};
+use crate::log::{Birth, Committed, KeyError, Log};
 
 /// Things whose events are in memory at once: some ten thousand events of the largest jobs.
 const CHUNK: usize = 50;
@@ -310,8 +310,7 @@ async fn fold_nodes(
             Ok(Event::NodeProvisioningRequested(order)) => order.job_id,
             Ok(Event::NodeDecommissionRequested(order)) => order.job_id,
             Ok(Event::NodeRegistered(node)) if reach == Reach::Whole => {
-                let addresses = [node.hostname.clone(), node.public_ip.to_string()];
-                others.extend(addresses.iter().map(|address| address_stream(address)));
+                others.extend(address_streams(log, [&node.hostname, &node.public_ip]).await?);
                 continue;
             }
             _ => continue,
@@ -321,6 +320,21 @@ async fn fold_nodes(
     others.extend(jobs.into_values().flatten());
     events.extend(log.read_streams_upto(&others, upto).await?);
     fold::<Nodes>(events)
+}
+
+/// The streams that say whose these addresses are: by the key of now, and as they were before there
+/// was one.
+async fn address_streams(
+    log: &Log,
+    addresses: [&String; 2],
+) -> Result<Vec<StreamId>, ExecuteError> {
+    let mut streams = Vec::new();
+    for sealed in addresses {
+        let address = log.keys().open_text(sealed).await?;
+        let keyed = log.keys().address_stream(&address).await.map_err(KeyError::into_database)?;
+        streams.extend([keyed, address_stream(&address)]);
+    }
+    Ok(streams)
 }
 
 async fn fold_jobs(

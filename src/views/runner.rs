@@ -61,7 +61,7 @@ pub fn start(app: Arc<App>) {
 
 async fn lead(app: Arc<App>) {
     loop {
-        if let Err(error) = lead_once(&app).await {
+        if let Err(error) = Box::pin(lead_once(&app)).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the views stopped");
         }
         tokio::time::sleep(STANDBY).await;

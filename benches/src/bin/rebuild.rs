@@ -246,6 +246,6 @@ async fn rebuild(dev: &DevFile, view: &str, pid: u32) -> Result<Value> {
         "memory_before_bytes": before,
         "memory_peak_bytes": peak,
         "memory_bytes": peak - before,
-        "server_processor_seconds": (processor_time(&[pid])? - processor_before).as_secs_f64(),
+        "server_processor_seconds": processor_time(&[pid])?.saturating_sub(processor_before).as_secs_f64(),
     }))
 }

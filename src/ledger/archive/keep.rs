@@ -9,7 +9,7 @@ use milepost_projections::board::Boards;
 use milepost_projections::compensation::OpenCompensations;
 use milepost_projections::job::{JobStatus, Jobs};
 use milepost_projections::node::Nodes;
-use milepost_projections::{Compensations, Projection as _};
+use milepost_projections::{Compensations, Projection};
 use milepost_schemas::{EventType, JobId};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
@@ -157,44 +157,36 @@ async fn thin(client: &Client, part: &Part) -> Result<(), DatabaseError> {
 async fn jobs_that_are_over(client: &Client) -> Result<Vec<JobId>, DatabaseError> {
     let ended: Vec<&str> = ENDED.iter().map(|status| status.as_str()).collect();
     let orders: Vec<i16> = ORDERS.iter().map(|kind| kind.code()).collect();
-    let subjects = [Boards::NAME, Nodes::NAME];
-    let rows = client
-        .query_raw(
-            "WITH shown AS ( \
-                 SELECT latest.job_id FROM ( \
-                     SELECT DISTINCT s.key FROM view_row AS s WHERE s.projection = ANY($5) \
-                 ) AS subject CROSS JOIN LATERAL ( \
-                     SELECT (convert_from(e.body, 'UTF8')::jsonb ->> 'job_id')::uuid AS job_id \
-                     FROM event AS e WHERE e.stream_id = subject.key AND e.type = ANY($4) \
-                     ORDER BY e.version DESC LIMIT 1 \
-                 ) AS latest \
-             ) \
-             SELECT j.key FROM view_row AS j \
-             WHERE j.projection = $1 \
-             AND NOT EXISTS (SELECT FROM queue AS q WHERE q.job_id = j.key) \
-             AND NOT EXISTS (SELECT FROM shown AS s WHERE s.job_id = j.key) \
-             AND NOT EXISTS ( \
-                 SELECT FROM view_row AS c \
-                 WHERE c.projection = $6 AND c.label = $7 AND c.key = j.key \
-             ) \
-             GROUP BY j.key HAVING bool_and(j.label = ANY($3)) AND max(j.version) = $2",
-            slice(&[
-                &Jobs::NAME,
-                &Jobs::VERSION,
-                &ended,
-                &orders,
-                &&subjects[..],
-                &Compensations::NAME,
-                &OpenCompensations::OPEN,
-            ]),
-        )
-        .await?;
-    let jobs = rows.map_ok(|row| JobId(row.get(0))).try_collect();
-    Ok(jobs.await?)
+    let (jobs, boards) = (rows_of::<Jobs>(client).await?, rows_of::<Boards>(client).await?);
+    let (nodes, compensations) =
+        (rows_of::<Nodes>(client).await?, rows_of::<Compensations>(client).await?);
+    let sql = format!(
+        "WITH shown AS ( \
+             SELECT latest.job_id FROM ( \
+                 SELECT key FROM {boards} UNION SELECT key FROM {nodes} \
+             ) AS subject CROSS JOIN LATERAL ( \
+                 SELECT (convert_from(e.body, 'UTF8')::jsonb ->> 'job_id')::uuid AS job_id \
+                 FROM event AS e WHERE e.stream_id = subject.key AND e.type = ANY($2) \
+                 ORDER BY e.version DESC LIMIT 1 \
+             ) AS latest \
+         ) \
+         SELECT j.key FROM {jobs} AS j \
+         WHERE j.label = ANY($1) \
+         AND NOT EXISTS (SELECT FROM queue AS q WHERE q.job_id = j.key) \
+         AND NOT EXISTS (SELECT FROM shown AS s WHERE s.job_id = j.key) \
+         AND NOT EXISTS (SELECT FROM {compensations} AS c WHERE c.label = $3 AND c.key = j.key)"
+    );
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&ended, &orders, &OpenCompensations::OPEN];
+    let rows = client.query_raw(&sql, parameters).await?;
+    Ok(rows.map_ok(|row| JobId(row.get(0))).try_collect().await?)
 }
 
-type Parameter<'a> = &'a (dyn tokio_postgres::types::ToSql + Sync);
-
-fn slice<'a>(parameters: &'a [Parameter<'a>]) -> impl ExactSizeIterator<Item = Parameter<'a>> + 'a {
-    parameters.iter().copied()
+/// The table of the rows of a view that are read now.
+async fn rows_of<P: Projection>(client: &Client) -> Result<String, DatabaseError> {
+    let sql = "SELECT quote_ident(view_table(projection, generation)) FROM view_generation \
+               WHERE projection = $1 AND version = $2 AND state = 'active'";
+    let row = client.query_opt(sql, &[&P::NAME, &P::VERSION]).await?;
+    let row = row.ok_or_else(|| DatabaseError::Unexpected(format!("{} has no rows", P::NAME)))?;
+    Ok(row.get(0))
 }

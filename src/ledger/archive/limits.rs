@@ -82,8 +82,8 @@ pub(super) async fn limit(
             return Ok(Some(Limit::Before(before)));
         }
     }
-    let sql = "SELECT name, version, position FROM projection \
-               WHERE position < $1 ORDER BY position LIMIT 1";
+    let sql = "SELECT projection, version, position FROM view_generation \
+               WHERE state = 'active' AND position < $1 ORDER BY position LIMIT 1";
     let row = client.query_opt(sql, &[&(last.0 as i64)]).await?;
     Ok(row.map(|row| Limit::Projection {
         name: row.get(0),

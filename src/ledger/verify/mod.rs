@@ -79,8 +79,8 @@ pub struct Report {
     pub streams: u64,
     /// Callbacks whose signature was checked again.
     pub callbacks: u64,
-    /// Callbacks whose signature could not be: their body is kept as a hash, or their secret is not
-    /// here.
+    /// Callbacks whose signature could not be: their body is sealed or kept as a hash, or their secret
+    /// is not here.
     pub callbacks_unchecked: u64,
     /// When the last event was recorded.
     pub last_recorded_at: Option<Timestamp>,

@@ -137,11 +137,11 @@ async fn proofs_of_every_shape_are_taken_and_altered_ones_refused() {
     let (mut inclusions, mut consistencies) = (Vec::new(), Vec::new());
     for size in 1..=LEAVES {
         let tree = &hashes[..size];
-        for index in 0..size {
+        for (index, leaf) in leaves.iter().enumerate().take(size) {
             inclusions.push(json!([
                 index,
                 size,
-                STANDARD.encode(&leaves[index]),
+                STANDARD.encode(leaf),
                 hexes(&path(index, tree)),
                 hex::encode(root(tree)),
             ]));

@@ -112,7 +112,7 @@ async fn every_view_is_rebuilt_while_callbacks_arrive() {
         Server::with(Options { database_url: Some(url.clone()), ..Options::default() }).await;
     let client = server.client();
     let follower = Follower::start(&client).await;
-    let load = Load::start(&[client.clone()], 200).await;
+    let load = Load::start(std::slice::from_ref(&client), 200).await;
     load.more(100).await;
     for name in VIEWS {
         let before = view(&client, name).await;
@@ -165,7 +165,7 @@ async fn a_rebuild_survives_kills_at_every_moment() {
         Server::with(Options { database_url: Some(url.clone()), ..Options::default() }).await;
     let client = server.client();
     let watcher = sql(&url).await;
-    let load = Load::start(&[client.clone()], 0).await;
+    let load = Load::start(std::slice::from_ref(&client), 0).await;
     for moment in MOMENTS {
         let before = settled(&client, "board", "ended").await;
         order(&client, "board", "rebuild", json!({"switch": "always"})).await;

@@ -81,7 +81,10 @@ impl Story {
         let (size, _) = sealed(&self.server.client()).await;
         let client = sql(&self.server.database_url()).await;
         wait_until("the views have folded everything", || async {
-            let row = client.query_one("SELECT min(position) FROM projection", &[]).await.unwrap();
+            let row = client
+                .query_one("SELECT min(position) FROM view_generation WHERE state = 'active'", &[])
+                .await
+                .unwrap();
             (row.get::<_, i64>(0) as u64 >= size).then_some(())
         })
         .await;
@@ -406,6 +409,9 @@ fn forged(line: &str) -> String {
     line.to_jsonl()
 }
 
+/// What somebody does to the lines of an archive.
+type Change = fn(&mut Vec<String>);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_archive_is_found_and_the_position_named() {
     let story = story().await;
@@ -413,7 +419,6 @@ async fn a_changed_archive_is_found_and_the_position_named() {
     story.settle().await;
     let whole = std::fs::read(story.file()).unwrap();
     let first = |report: &Report| report.first().map(|it| it.position);
-    type Change = fn(&mut Vec<String>);
     let changes: [(u64, Change); 5] = [
         (17, |lines| lines[16] = forged(&lines[16])),
         (17, |lines| lines[16] = lines[16].replacen("\"version\":", "\"version\":1", 1)),

@@ -39,9 +39,17 @@ fn every_route_is_documented_and_every_documented_route_is_there() {
         .collect();
     let there: BTreeSet<(String, String)> = ROUTES
         .iter()
-        .flat_map(|(path, methods)| methods.iter().map(|(it, _)| ((*path).into(), (*it).into())))
+        .flat_map(|(path, methods)| {
+            methods.iter().map(|(it, _)| (in_documents(path), (*it).into()))
+        })
         .collect();
     assert_eq!(documented, there);
+}
+
+/// A route as the documents name it: OpenAPI has no parameter that takes the rest of a path.
+fn in_documents(route: &str) -> String {
+    let named = route.replace("/log/tile/{*path}", "/log/tile/{level}/{index}");
+    named.replace("/log/tile/entries/{*path}", "/log/tile/entries/{index}")
 }
 
 #[test]
