@@ -5,8 +5,9 @@ use milepost_schemas::{EventType, Position, StreamId};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::floor::{floor, require_range, require_versions};
 use super::read::{COLUMNS, committed};
-use super::{Committed, DatabaseError, EventFilter, Log, READ_EVENTS_MAX};
+use super::{Committed, DatabaseError, Escape, EventFilter, Log, READ_EVENTS_MAX};
 
 /// Events one search looks at: a fifth of a second on a small machine. It says how far it came.
 pub const SCAN_EVENTS_MAX: u64 = 50_000;
@@ -77,6 +78,12 @@ impl Search {
     }
 }
 
+/// A text as it stands within JSON.
+fn in_json(text: &str) -> String {
+    let quoted = serde_json::to_string(text).expect("text is JSON");
+    quoted[1..quoted.len() - 1].to_owned()
+}
+
 impl Log {
     /// Reads whole streams up to a position, by position.
     ///
@@ -92,7 +99,9 @@ impl Log {
             "SELECT {COLUMNS} FROM event WHERE stream_id = ANY($1) AND position <= $2 \
              ORDER BY position"
         );
-        self.select(&sql, &[&ids, &signed(upto)]).await
+        let events = self.select(&sql, &[&ids, &signed(upto)]).await?;
+        require_versions(&**self.database.get().await?, &events, 1).await?;
+        Ok(events)
     }
 
     /// Reads the latest event of a stream up to a position, if there is one.
@@ -108,7 +117,16 @@ impl Log {
             "SELECT {COLUMNS} FROM event WHERE stream_id = $1 AND position <= $2 \
              ORDER BY version DESC LIMIT 1"
         );
-        Ok(self.select(&sql, &[&stream.0, &signed(upto)]).await?.pop())
+        let latest = self.select(&sql, &[&stream.0, &signed(upto)]).await?.pop();
+        // Of an archived range the last event of a stream is still here, those before may not be.
+        self.require_above_floor(upto.next()).await?;
+        Ok(latest)
+    }
+
+    /// Makes sure that nothing from a position on is archived.
+    async fn require_above_floor(&self, from: Position) -> Result<(), DatabaseError> {
+        let floor = self.floor().await?;
+        if from > floor { Ok(()) } else { Err(DatabaseError::Archived { floor }) }
     }
 
     /// Reads the event at a position, if there is one.
@@ -117,7 +135,11 @@ impl Log {
     /// [`DatabaseError`] when the database cannot be asked.
     pub async fn read_event(&self, at: Position) -> Result<Option<Committed>, DatabaseError> {
         let sql = format!("SELECT {COLUMNS} FROM event WHERE position = $1");
-        Ok(self.select(&sql, &[&signed(at)]).await?.pop())
+        let event = self.select(&sql, &[&signed(at)]).await?.pop();
+        if event.is_none() {
+            self.require_above_floor(at).await?;
+        }
+        Ok(event)
     }
 
     /// The ids of what was born up to a position, the newest id first, below `before` if that is
@@ -141,6 +163,12 @@ impl Log {
         let client = self.database.get().await?;
         let statement = client.prepare_cached(&sql).await?;
         let rows = client.query(&statement, &[&signed(upto), &before, &(limit as i64)]).await?;
+        // Agents and nodes stay from their beginning; of jobs that are over the birth is archived.
+        if birth == Birth::Job
+            && let floor @ Position(1..) = floor(&**client).await?
+        {
+            return Err(DatabaseError::Archived { floor });
+        }
         Ok(rows.iter().map(|row| StreamId(row.get(0))).collect())
     }
 
@@ -155,7 +183,8 @@ impl Log {
         head: Position,
     ) -> Result<Position, DatabaseError> {
         // Of everything up to `low` it is known that it was recorded by then, of `high` that not.
-        let (mut low, mut high) = (0, head.0 + 1);
+        // Below the floor there is nobody to ask, and nothing to show.
+        let (mut low, mut high) = (self.floor().await?.0, head.0 + 1);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
             match self.time_of(Position(middle)).await? {
@@ -199,6 +228,17 @@ impl Log {
             u64::MAX
         };
         let (mut low, mut high) = (after.0, upto.0.max(after.0));
+        match direction {
+            // A search back ends at the floor; one that begins below it would pass over a gap.
+            Direction::Down if search.filter.streams.is_empty() => {
+                low = low.max(self.floor().await?.0).min(high);
+            }
+            Direction::Down | Direction::Up => {
+                let range = (after, upto.max(after));
+                let client = self.database.get().await?;
+                require_range(&**client, &search.filter, range, limit, &[]).await?;
+            }
+        }
         let mut events = Vec::new();
         let mut left = SCAN_EVENTS_MAX;
         while low < high && left > 0 && events.len() < limit {
@@ -208,14 +248,15 @@ impl Log {
             };
             let wanted = limit - events.len();
             let some = self.matching(search, from, to, direction, wanted).await?;
+            let read = some.len();
             // A full answer may have left some of its range unread.
-            let end = some.last().filter(|_| some.len() == wanted).map(|last| last.position.0);
+            let end = some.last().filter(|_| read == wanted).map(|last| last.position.0);
             match direction {
                 Direction::Up => low = end.unwrap_or(to),
                 Direction::Down => high = end.map_or(from, |end| end - 1),
             }
             left = left.saturating_sub(to - from);
-            events.extend(some);
+            events.extend(self.saying(search, some).await?);
         }
         let looked_to = match direction {
             Direction::Up => Position(low),
@@ -224,6 +265,22 @@ impl Log {
         Ok(Found { events, looked_to, is_whole: low >= high })
     }
 
+    /// Those that say what is searched for, once their personal texts are opened.
+    async fn saying(
+        &self,
+        search: &Search,
+        events: Vec<Committed>,
+    ) -> Result<Vec<Committed>, DatabaseError> {
+        let Some(text) = search.text.as_deref().map(in_json) else { return Ok(events) };
+        let opener = self.keys().opener(events.iter().map(|event| &event.body[..])).await?;
+        let says = |event: &Committed| {
+            let body = opener.open(&event.body, Escape::Json);
+            String::from_utf8_lossy(&body).to_lowercase().contains(&text.to_lowercase())
+        };
+        Ok(events.into_iter().filter(says).collect())
+    }
+
+    /// What matches by all but what is sealed: a body with a sealed text may say anything.
     async fn matching(
         &self,
         search: &Search,
@@ -238,10 +295,7 @@ impl Log {
             let actor = serde_json::to_string(actor).expect("text is JSON");
             format!("\"actor\":{actor}").into_bytes()
         });
-        let text = search.text.as_ref().map(|text| {
-            let quoted = serde_json::to_string(text).expect("text is JSON");
-            quoted[1..quoted.len() - 1].to_owned()
-        });
+        let text = search.text.as_deref().map(in_json);
         let by_stream =
             if streams.is_empty() { "cardinality($3::uuid[]) = 0" } else { "stream_id = ANY($3)" };
         let order = match direction {
@@ -252,7 +306,8 @@ impl Log {
             "SELECT {COLUMNS} FROM event WHERE position > $1 AND position <= $2 AND {by_stream} \
              AND (cardinality($4::smallint[]) = 0 OR type = ANY($4)) \
              AND ($5::bytea IS NULL OR position($5 IN header) > 0) \
-             AND ($6::text IS NULL OR strpos(lower(convert_from(body, 'UTF8')), lower($6)) > 0) \
+             AND ($6::text IS NULL OR position('mp1.'::bytea IN body) > 0 \
+                 OR strpos(lower(convert_from(body, 'UTF8')), lower($6)) > 0) \
              ORDER BY position {order} LIMIT $7"
         );
         let (after, upto) = (signed(Position(after)), signed(Position(upto)));

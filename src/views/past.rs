@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::LIST_ROWS_MAX;
 use crate::execute::{ExecuteError, unreadable};
-use crate::log::{Birth, Committed, KeyError, Log};
+use crate::log::{Birth, Committed, DatabaseError, KeyError, Log};
 
 /// Things whose events are in memory at once: some ten thousand events of the largest jobs.
 const CHUNK: usize = 50;
@@ -220,7 +220,12 @@ pub async fn usual_at(
     let born = log.read_births(Birth::SucceededJob, upto, None, JOBS_MAX).await?;
     let mut jobs = Vec::with_capacity(born.len());
     for chunk in born.chunks(CHUNK) {
-        jobs.extend(fold_jobs(log, chunk, upto).await?.into_values().flatten());
+        match fold_jobs(log, chunk, upto).await {
+            Ok(folded) => jobs.extend(folded.into_values().flatten()),
+            // The newest ones are here, the oldest ones are archived.
+            Err(ExecuteError::Database(DatabaseError::Archived { .. })) => break,
+            Err(error) => return Err(error),
+        }
     }
     let usual = usual(jobs.iter().filter(|job| job.subject.agent_id().is_some()));
     keep(&kept.usual, upto, usual);

@@ -65,6 +65,16 @@ pub struct ProjectionStatus {
     pub verified: Option<Ended>,
 }
 
+impl ProjectionStatus {
+    /// Calls those who ordered something by the names that people know them by.
+    pub fn name_people(&mut self, name: impl Fn(&str) -> String) {
+        let ordered = self.order.iter_mut().map(|order| &mut order.by);
+        let ended = self.ended.iter_mut().chain(&mut self.verified).map(|ended| &mut ended.by);
+        let skipped = self.skipped.iter_mut().map(|skipped| &mut skipped.by);
+        ordered.chain(ended).chain(skipped).for_each(|by| *by = name(by));
+    }
+}
+
 /// An event that a view stopped a stream at.
 #[derive(Clone, Debug, Serialize)]
 pub struct PoisonEvent {

@@ -351,7 +351,11 @@ async fn projections_list(
     Visitor(actor): Visitor,
 ) -> Result<Response, Trouble> {
     let (_, head) = app.log.head().await?;
-    let views = crate::views::statuses(&app, None).await?;
+    let mut views = crate::views::statuses(&app, None).await?;
+    let people = app.access.people();
+    for view in &mut views {
+        view.name_people(|by| people.say(by));
+    }
     let frame = frame(&app, Some(&actor), "Projections".to_owned(), head);
     Ok(html(&ProjectionsPage::new(frame, &views)))
 }

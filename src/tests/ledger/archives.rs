@@ -517,7 +517,8 @@ async fn nothing_is_archived_that_is_not_sealed_folded_and_asked_for() {
     let later = time.checked_add(jiff::SignedDuration::from_micros(1)).unwrap();
     assert_eq!(limit(Before::Time(later)).await.0, 1);
     let owner = sql(&story.server.database_url()).await;
-    let behind = "INSERT INTO projection (name, version, position) VALUES ('jobs', 1, 300)";
+    let behind = "INSERT INTO view_generation (projection, generation, version, state, position) \
+                  VALUES ('jobs', 99, 1, 'active', 300)";
     owner.batch_execute(behind).await.unwrap();
     let (parts, held) = limit(at(600)).await;
     let name = "jobs".to_owned();

@@ -55,7 +55,10 @@ async fn the_restore_drill_loses_and_doubles_nothing_that_is_acknowledged_after_
     let (archived_size, _) = sealed(&client).await;
     let owner = sql(&url).await;
     wait_until("the views have folded everything", || async {
-        let row = owner.query_one("SELECT min(position) FROM projection", &[]).await.unwrap();
+        let row = owner
+            .query_one("SELECT min(position) FROM view_generation WHERE state = 'active'", &[])
+            .await
+            .unwrap();
         (row.get::<_, i64>(0) as u64 >= archived_size).then_some(())
     })
     .await;

@@ -157,7 +157,8 @@ async fn the_state_at_a_position_or_time_is_the_same_from_a_server_and_from_an_e
         let from_server = run(at(position.to_string())).await;
         let from_bundle =
             run([at(position.to_string()), vec!["--bundle".into(), bundle.clone()]].concat()).await;
-        assert_eq!(from_server, from_bundle);
+        // A server opens personal texts; an export is sealed.
+        assert_eq!(without_names(from_server.clone()), without_names(from_bundle));
         assert_eq!(from_server.last().map(|it| it["position"].clone()), Some(position.into()));
         // Events of one batch have one time; the last of them is what was at that time.
         let at_time = run(at(time)).await;
@@ -167,4 +168,13 @@ async fn the_state_at_a_position_or_time_is_the_same_from_a_server_and_from_an_e
     assert_eq!((&all[0]["kind"], &all[0]["state"]["status"]), (&"job".into(), &"running".into()));
     let page = run(Vec::new()).await;
     assert_eq!(page[0]["instance"]["current_step"], "vm_created");
+}
+
+fn without_names(mut states: Vec<Value>) -> Vec<Value> {
+    for state in &mut states {
+        if let Some(state) = state["state"].as_object_mut() {
+            state.remove("name");
+        }
+    }
+    states
 }

@@ -29,8 +29,8 @@ async fn record(client: &Client, callbacks: usize) {
         let posts = numbers.map(|number| {
             let client = client.clone();
             tokio::spawn(async move {
-                // Some streams have one event, some have many.
-                let job = format!("job {}", number % 50);
+                // Some streams have one event, some have many; of nobody's jobs.
+                let job = uuid::Uuid::from_u128(1 + number as u128 % 50);
                 let body = json!({"job_id": job, "type": "heartbeat", "attempt": number + 1});
                 let (status, answer) = client.callback(&body).await;
                 assert_eq!(status, 200, "{answer}");

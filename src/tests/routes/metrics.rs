@@ -37,6 +37,8 @@ async fn prometheus_finds_every_metric_under_its_name() {
         "milepost_events_appended",
         "milepost_jobs_active",
         "milepost_log_position",
+        "milepost_log_sealed_position",
+        "milepost_seal_refused",
         "milepost_subscribers",
         "milepost_view_lag_events",
         "milepost_view_poisoned_streams",
