@@ -83,6 +83,10 @@ pub fn check_taken(method: &Method, path: &str, body: &[u8]) {
 /// Panics unless an event's fact is what the schema of its type and version says.
 fn check_event(event: &Value) {
     let kind = event["type"].as_str().unwrap();
+    if kind == "Unknown" {
+        // It is of a later version, whose schema is not here.
+        return;
+    }
     let version = event["schema_version"].as_i64().unwrap();
     let name = format!("{kind}.v{version}");
     let validator = cached(&name, || {
