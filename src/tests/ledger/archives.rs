@@ -406,6 +406,9 @@ fn forged(line: &str) -> String {
     line.to_jsonl()
 }
 
+/// What is done to the lines of an archived file.
+type Change = fn(&mut Vec<String>);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_archive_is_found_and_the_position_named() {
     let story = story().await;
@@ -413,7 +416,6 @@ async fn a_changed_archive_is_found_and_the_position_named() {
     story.settle().await;
     let whole = std::fs::read(story.file()).unwrap();
     let first = |report: &Report| report.first().map(|it| it.position);
-    type Change = fn(&mut Vec<String>);
     let changes: [(u64, Change); 5] = [
         (17, |lines| lines[16] = forged(&lines[16])),
         (17, |lines| lines[16] = lines[16].replacen("\"version\":", "\"version\":1", 1)),
