@@ -17,7 +17,7 @@ const TAMPERINGS: u64 = 1_000;
 /// Where the random choices begin; whoever finds a failure finds it again.
 const SEED: u64 = 0x6d69_6c65_706f_7374;
 
-/// Random numbers that come again (SplitMix64).
+/// Random numbers that come again (`SplitMix64`).
 struct Dice(u64);
 
 impl Dice {
