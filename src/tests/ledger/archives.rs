@@ -282,9 +282,19 @@ async fn audits_exports_and_replays_read_across_the_archive_and_the_database() {
     assert_eq!(code, Some(1), "{words}");
     assert!(words.contains("events up to position 511 are archived"), "{words}");
     let archive = ["--archive", story.directory()];
-    assert_eq!(log(&story.server, &[&["replay"][..], &archive].concat()).await, replayed);
+    // A server opens personal texts; an archive is sealed.
+    let (code, words) = log(&story.server, &[&["replay"][..], &archive].concat()).await;
+    assert_eq!((code, without_names(&words)), (replayed.0, without_names(&replayed.1)));
     let again = ["replay", "--at", "300", "--stream", &story.over];
-    assert_eq!(log(&story.server, &[&again[..], &archive].concat()).await, at);
+    let (code, words) = log(&story.server, &[&again[..], &archive].concat()).await;
+    assert_eq!((code, without_names(&words)), (at.0, without_names(&at.1)));
+}
+
+/// What was printed, without what agents are called.
+fn without_names(words: &str) -> String {
+    let mut parts = words.split("\"name\":\"");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |all, part| all + part.split_once('"').map_or("", |(_, rest)| rest))
 }
 
 #[tokio::test(flavor = "multi_thread")]
