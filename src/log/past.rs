@@ -126,7 +126,10 @@ impl Log {
     /// Makes sure that nothing from a position on is archived.
     async fn require_above_floor(&self, from: Position) -> Result<(), DatabaseError> {
         let floor = self.floor().await?;
-        if from > floor { Ok(()) } else { Err(DatabaseError::Archived { floor }) }
+        if floor == Position::START || from > floor {
+            return Ok(());
+        }
+        Err(DatabaseError::Archived { floor })
     }
 
     /// Reads the event at a position, if there is one.
