@@ -130,7 +130,10 @@ fn the_rows_of_golden_examples_are_those_of_the_version() {
 #[test]
 fn every_type_that_a_view_does_not_pass_over_has_an_example_in_a_row_of_it() {
     fn check<P: Projection>() {
-        for kind in EventType::ALL.iter().filter(|kind| P::folds(kind.code())) {
+        // Whose row it belongs to, that event says itself; its example is of an agent.
+        let of_any = |kind: &&EventType| **kind != EventType::PersonalDataErased;
+        let folded = EventType::ALL.iter().filter(|kind| P::folds(kind.code()));
+        for kind in folded.filter(of_any) {
             let found = examples()
                 .iter()
                 .any(|it| it.event.event_type() == *kind && P::key(&it.event).is_some());

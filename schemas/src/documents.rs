@@ -133,7 +133,6 @@ node_examples! {
     "JobLogRecorded" v 1,
     "WorkflowRunObserved" v 1,
     "WorkflowRunCancelRequested" v 1,
-    "PersonalDataErased" v 1,
 }
 
 /// The JSON Schema of a callback, by its kind's name. Source: `callbacks/<kind>.json`.
