@@ -18,7 +18,7 @@ impl Event {
     /// Personal is what people are called and reached by, and what tools and people say in words of
     /// their own. Ids, codes, names of steps, tasks, regions and dispatchers are not: whoever wrote
     /// the workflow or the playbook chose them. Within what a workflow adds to a step every text is
-    /// personal; names of fields and numbers are not.
+    /// personal but [what a server is](`OF_SERVER`); names of fields and numbers are not.
     pub fn personal(&mut self, each: &mut dyn FnMut(&mut String)) {
         match self {
             Self::AgentCreated(event) => each(&mut event.name),
@@ -26,7 +26,9 @@ impl Event {
             Self::WorkflowDispatchFailed(event) => each(&mut event.reason),
             Self::WorkflowRunCancelRequested(event) => event.detail.iter_mut().for_each(each),
             Self::ProvisioningStepRecorded(event) => {
-                event.metadata.iter_mut().for_each(|it| texts(Arc::make_mut(it), each));
+                if let Some(metadata) = event.metadata.as_mut().filter(|it| !is_of_server(it)) {
+                    added(Arc::make_mut(metadata), each);
+                }
             }
             Self::JobFailed(event) => each(&mut event.error_message),
             Self::JobCancelled(event) => event.reason.iter_mut().for_each(each),
@@ -193,6 +195,38 @@ fn either(agent_id: Option<AgentId>, node_id: Option<NodeId>) -> Option<(Subject
     agent_id.map(agent).or_else(|| node_id.map(node))
 }
 
+/// What a workflow says of a server that says nothing of anybody: its id at the cloud provider, by
+/// which it can still be found and removed when all else of its owner is erased, and its kind.
+const OF_SERVER: [&str; 4] = ["server_id", "server_type", "location", "region"];
+
+/// The longest of those, in bytes. A longer text is somebody's words.
+const OF_SERVER_BYTES_MAX: usize = 40;
+
+fn is_code(text: &str) -> bool {
+    text.len() <= OF_SERVER_BYTES_MAX
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+fn is_code_of_server(name: &str, value: &Value) -> bool {
+    OF_SERVER.contains(&name) && value.as_str().is_some_and(is_code)
+}
+
+/// Whether what a workflow added to a step says what a server is, and no more.
+fn is_of_server(metadata: &Value) -> bool {
+    let plain = |(name, value): (&String, &Value)| is_code_of_server(name, value);
+    metadata.as_object().is_some_and(|fields| fields.iter().all(plain))
+}
+
+/// Shows every text of what a workflow added to a step, except what a server is.
+fn added(metadata: &mut Value, each: &mut dyn FnMut(&mut String)) {
+    let Value::Object(fields) = metadata else { return texts(metadata, each) };
+    for (name, value) in fields.iter_mut() {
+        if !is_code_of_server(name, value) {
+            texts(value, each);
+        }
+    }
+}
+
 /// Shows every text inside a JSON value.
 fn texts(value: &mut Value, each: &mut dyn FnMut(&mut String)) {
     match value {
@@ -205,8 +239,8 @@ fn texts(value: &mut Value, each: &mut dyn FnMut(&mut String)) {
 
 impl Callback {
     /// Whether a raw body says nothing of anybody: a heartbeat, a *started*, a task or a step with
-    /// no fields but those we know, each of the kind it should be. Such a body is kept as it came;
-    /// any other, and what cannot be read, is sealed.
+    /// no fields but those we know, each of the kind it should be, and of a server no more than
+    /// what it is. Such a body is kept as it came; any other, and what cannot be read, is sealed.
     pub fn holds_only_ids(body: &str) -> bool {
         let Ok(plain) = serde_json::from_str::<Plain<'_>>(body) else { return false };
         let known = match plain.kind {
@@ -216,6 +250,7 @@ impl Callback {
         known
             && Uuid::try_parse(plain.job_id).is_ok()
             && [plain.attempt, plain.workflow_run_id, plain.number].iter().flatten().all(is_number)
+            && plain.metadata.is_none_or(|metadata| metadata.texts().all(is_code))
     }
 }
 
@@ -236,6 +271,8 @@ struct Plain<'a> {
     workflow_run_id: Option<Short<'a>>,
     #[serde(borrow, default)]
     number: Option<Short<'a>>,
+    #[serde(borrow, default)]
+    metadata: Option<OfServer<'a>>,
     #[serde(default, rename = "step")]
     _step: Option<String>,
     #[serde(default, rename = "play")]
@@ -244,6 +281,26 @@ struct Plain<'a> {
     _task: Option<String>,
     #[serde(default, rename = "delivery_id")]
     _delivery_id: Option<String>,
+}
+
+/// The fields of [`OF_SERVER`], and no other.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfServer<'a> {
+    #[serde(borrow, default)]
+    server_id: Option<&'a str>,
+    #[serde(borrow, default)]
+    server_type: Option<&'a str>,
+    #[serde(borrow, default)]
+    location: Option<&'a str>,
+    #[serde(borrow, default)]
+    region: Option<&'a str>,
+}
+
+impl<'a> OfServer<'a> {
+    fn texts(self) -> impl Iterator<Item = &'a str> {
+        [self.server_id, self.server_type, self.location, self.region].into_iter().flatten()
+    }
 }
 
 /// A heartbeat may have any `status`, and no event keeps it: one that we do not know may say
@@ -411,6 +468,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_server_is_stays_clear_where_it_is_no_more_than_a_code() {
+        let document = golden("ProvisioningStepRecorded", 1).unwrap();
+        let mut data = serde_json::from_str::<Value>(document).unwrap()["data"].take();
+        let mut seals = |metadata: Value, probe: &str| {
+            data["metadata"] = metadata;
+            is_sealed(EventType::ProvisioningStepRecorded, &data, probe)
+        };
+        for name in OF_SERVER {
+            assert!(!seals(json!({name: "probe-1"}), "probe-1"), "{name}");
+            assert!(!seals(json!({name: "probe-1", "a": "Ada"}), "probe-1"), "{name}");
+            assert!(seals(json!({name: "probe-1", "a": "Ada"}), "Ada"), "{name}");
+            assert!(seals(json!({name: "203.0.113.9"}), "203.0.113.9"), "{name}");
+            assert!(seals(json!({name: "Ada Lovelace"}), "Ada Lovelace"), "{name}");
+            assert!(seals(json!({"a": {name: "probe-1"}}), "probe-1"), "{name}");
+            let long = "a".repeat(OF_SERVER_BYTES_MAX + 1);
+            assert!(seals(json!({name: long}), &long), "{name}");
+        }
+        assert!(seals(json!("Ada"), "Ada"));
+    }
+
+    #[test]
     fn every_personal_text_has_an_owner_or_a_stream_of_its_own() {
         let ownerless: BTreeSet<&str> = EventType::ALL
             .iter()
@@ -444,6 +522,9 @@ mod tests {
             r#""status":"provisioning","workflow_run_id":17"#,
             r#""status":"provisioning","step":"vm_created","attempt":1"#,
             r#""type":"task","number":1,"play":"node","task":"Install nginx""#,
+            r#""status":"provisioning","step":"vm_created","metadata":{}"#,
+            r#""status":"provisioning","step":"vm_created","metadata":{"server_id":"48211034"}"#,
+            r#""status":"provisioning","step":"a","metadata":{"server_type":"cpx11","location":"nbg1"}"#,
         ] {
             assert!(Callback::holds_only_ids(&format!("{{{job},{plain}}}")), "{plain}");
         }
@@ -451,7 +532,9 @@ mod tests {
             r#""type":"heartbeat","status":"Ada is here""#,
             r#""type":"heartbeat","owner":"Ada""#,
             r#""status":"provisioning","step":"vm_created","metadata":{"ip":"203.0.113.9"}"#,
-            r#""status":"provisioning","step":"vm_created","metadata":{}"#,
+            r#""status":"provisioning","step":"vm_created","metadata":{"location":"203.0.113.9"}"#,
+            r#""status":"provisioning","step":"vm_created","metadata":{"region":["Ada"]}"#,
+            r#""status":"provisioning","step":"vm_created","metadata":["Ada"]"#,
             r#""status":"running""#,
             r#""status":"running","server_ip":"203.0.113.9""#,
             r#""status":"failed","error":"Ada""#,

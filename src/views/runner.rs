@@ -33,12 +33,16 @@ const LOCK: i64 = 0x76_69_65_77_67;
 /// Events folded in one transaction.
 pub const ROUND_EVENTS_MAX: usize = 5_000;
 
-/// From this many events on, a round is followed by a rest: on a busy log one row is then written
-/// once for all its changes in between, and the log keeps the disk to itself.
-const BUSY_EVENTS: usize = 500;
+/// From this many events a second on, the log is busy. Rests are longer then: one row is written
+/// once for all its changes in between, and callbacks keep the processors and the disk. What a
+/// view falls behind by meanwhile it makes up for afterwards, without a rest.
+const BUSY_EVENTS_A_SECOND: f64 = 500.0;
 
-/// That rest, and the one on a quiet log. Lists may be as old as this, unless somebody asks for
-/// one; what pages show live comes from the log itself.
+/// How far back it is looked for that.
+const ARRIVALS_SECONDS: f64 = 1.0;
+
+/// The rest after a round on a busy log, and the one on a quiet log. Lists may be as old as this,
+/// unless somebody asks for one; what pages show live comes from the log itself.
 const BUSY_REST: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(100);
 
@@ -111,20 +115,26 @@ pub(super) struct View<P: Projection> {
     rate: Rate,
 }
 
-/// Events folded a second, of late.
+/// Events a second, of late.
 struct Rate {
+    /// How far back it looks.
+    seconds: f64,
     since: Instant,
     per_second: f64,
 }
 
-/// How far back the rate looks.
-const RATE_SECONDS: f64 = 5.0;
+/// How far back the rate looks at which a view folds.
+const FOLDED_SECONDS: f64 = 5.0;
 
 impl Rate {
+    fn over(seconds: f64) -> Self {
+        Self { seconds, since: Instant::now(), per_second: 0.0 }
+    }
+
     fn count(&mut self, events: usize) -> f64 {
         let seconds = self.since.elapsed().as_secs_f64().max(0.001);
         self.since = Instant::now();
-        let weight = (-seconds / RATE_SECONDS).exp();
+        let weight = (-seconds / self.seconds).exp();
         self.per_second = self.per_second * weight + events as f64 / seconds * (1.0 - weight);
         self.per_second
     }
@@ -160,7 +170,7 @@ impl<P: Projection> View<P> {
             rows: LruCache::new(ROWS_CACHED_MAX),
             poisoned: poisoned.iter().map(|row| StreamId(row.get(0))).collect(),
             skipped: Arc::new(orders::skipped::<P>(app).await?),
-            rate: Rate { since: Instant::now(), per_second: 0.0 },
+            rate: Rate::over(FOLDED_SECONDS),
         })
     }
 
@@ -172,6 +182,8 @@ impl<P: Projection> View<P> {
     async fn follow(&mut self, app: &App) -> Result<(), DatabaseError> {
         let mut head = app.log.feed().watch();
         let mut wanted = app.views.wanted.subscribe();
+        let mut seen = app.log.feed().head();
+        let mut arrivals = Rate::over(ARRIVALS_SECONDS);
         loop {
             let events = self.next_events(app).await?;
             let lag = app.log.feed().head().0.saturating_sub(self.position().0);
@@ -192,11 +204,12 @@ impl<P: Projection> View<P> {
                 return Ok(());
             }
             let position = self.position();
-            let left = app.log.feed().head().0.saturating_sub(position.0);
-            let rest = match events.len() {
-                // Far behind there is no rest: whole rounds wait.
-                _ if left > ROUND_EVENTS_MAX as u64 => continue,
-                BUSY_EVENTS.. => BUSY_REST,
+            let before = std::mem::replace(&mut seen, app.log.feed().head());
+            let busy = arrivals.count((seen.0 - before.0) as usize) >= BUSY_EVENTS_A_SECOND;
+            let rest = match seen.0.saturating_sub(position.0) {
+                _ if busy => BUSY_REST,
+                // Far behind a quiet log there is no rest: whole rounds wait, and hold up nobody.
+                left if left > ROUND_EVENTS_MAX as u64 => continue,
                 _ => REST,
             };
             tokio::select! {
@@ -232,14 +245,19 @@ impl<P: Projection> View<P> {
         &self,
         app: &App,
     ) -> Result<Vec<Arc<Committed>>, DatabaseError> {
-        match app.log.feed().since(self.position(), ROUND_EVENTS_MAX) {
-            Since::Events(events) => Ok(events),
-            Since::Older(upto) => {
-                let all = EventFilter::default();
-                let events = app.log.read(&all, self.position(), upto, READ_EVENTS_MAX).await?;
-                Ok(events.into_iter().map(Arc::new).collect())
-            }
+        let upto = match app.log.feed().since(self.position(), ROUND_EVENTS_MAX) {
+            Since::Events(events) => return Ok(events),
+            Since::Older(upto) => upto,
+        };
+        let all = EventFilter::default();
+        let (mut after, mut events) = (self.position(), Vec::new());
+        while events.len() < ROUND_EVENTS_MAX && after < upto {
+            let some = app.log.read(&all, after, upto, READ_EVENTS_MAX).await?;
+            let Some(last) = some.last() else { break };
+            after = last.position;
+            events.extend(some.into_iter().map(Arc::new));
         }
+        Ok(events)
     }
 
     /// Folds some events and commits what came of them with the new checkpoint. False where the
