@@ -1,6 +1,7 @@
 //! The state of one job, from its own stream: what decisions about it need, and its timeline.
 
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 
 use jiff::Timestamp;
 use milepost_schemas::event::{JobFailed, JobQueued, NotApplied, WORKFLOW_FAILED};
@@ -208,7 +209,7 @@ impl AttemptState {
 /// A callback the job has seen, so that a repeat gets the first one's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    digest: Uuid,
+    digest: u64,
     /// Where the first one stands.
     pub position: Position,
     /// Why the first one was not applied, if it was not.
@@ -291,9 +292,9 @@ impl Job {
         step: Option<&str>,
     ) -> Option<Seen> {
         let (window, digest) = match delivery_id {
-            Some(id) => (&self.deliveries, delivery_digest(id)),
+            Some(id) => (&self.deliveries, digest(id)),
             None if kind == "heartbeat" => return None,
-            None => (&self.callbacks, callback_digest(attempt, kind, step)),
+            None => (&self.callbacks, digest((attempt, kind, step))),
         };
         window.iter().rev().find(|seen| seen.digest == digest).copied()
     }
@@ -614,13 +615,13 @@ impl Job {
         // those that are not.
         let chatty = matches!(kind, "task" | "log");
         if let Some(id) = recorded.delivery_id.filter(|_| !chatty) {
-            let seen = Seen { digest: delivery_digest(id), position, reason };
+            let seen = Seen { digest: digest(id), position, reason };
             push(&mut self.deliveries, seen, DELIVERIES_MAX);
         }
         if kind == "heartbeat" {
             return;
         }
-        let digest = callback_digest(attempt, kind, step);
+        let digest = digest((attempt, kind, step));
         if !self.callbacks.iter().any(|seen| seen.digest == digest) {
             push(&mut self.callbacks, Seen { digest, position, reason }, CALLBACKS_MAX);
         }
@@ -647,13 +648,12 @@ fn cancelled(by: &str, reason: Option<&str>) -> Failure {
     }
 }
 
-fn delivery_digest(id: &str) -> Uuid {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes())
-}
-
-fn callback_digest(attempt: Attempt, kind: &str, step: Option<&str>) -> Uuid {
-    let name = format!("{attempt}\0{kind}\0{}", step.unwrap_or("\0"));
-    Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes())
+// 64 bits tell apart a window of a few hundred: it stays in memory, and holds what one job's own
+// workflow sent, signed.
+fn digest(of: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The view of all jobs, one row each.

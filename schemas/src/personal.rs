@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::event::SubjectKind;
@@ -250,7 +251,7 @@ impl Callback {
         known
             && Uuid::try_parse(plain.job_id).is_ok()
             && [plain.attempt, plain.workflow_run_id, plain.number].iter().flatten().all(is_number)
-            && plain.metadata.is_none_or(|metadata| metadata.texts().all(is_code))
+            && plain.metadata.is_none_or(OfServer::is_all_of)
     }
 }
 
@@ -272,7 +273,7 @@ struct Plain<'a> {
     #[serde(borrow, default)]
     number: Option<Short<'a>>,
     #[serde(borrow, default)]
-    metadata: Option<OfServer<'a>>,
+    metadata: Option<&'a RawValue>,
     #[serde(default, rename = "step")]
     _step: Option<String>,
     #[serde(default, rename = "play")]
@@ -297,9 +298,16 @@ struct OfServer<'a> {
     region: Option<&'a str>,
 }
 
-impl<'a> OfServer<'a> {
-    fn texts(self) -> impl Iterator<Item = &'a str> {
-        [self.server_id, self.server_type, self.location, self.region].into_iter().flatten()
+impl OfServer<'_> {
+    fn is_all_of(metadata: &RawValue) -> bool {
+        // serde would read an array as the fields in order.
+        let fields = Some(metadata.get()).filter(|text| text.starts_with('{'));
+        fields.and_then(|text| serde_json::from_str::<OfServer<'_>>(text).ok()).is_some_and(|it| {
+            [it.server_id, it.server_type, it.location, it.region]
+                .into_iter()
+                .flatten()
+                .all(is_code)
+        })
     }
 }
 
@@ -535,6 +543,7 @@ mod tests {
             r#""status":"provisioning","step":"vm_created","metadata":{"location":"203.0.113.9"}"#,
             r#""status":"provisioning","step":"vm_created","metadata":{"region":["Ada"]}"#,
             r#""status":"provisioning","step":"vm_created","metadata":["Ada"]"#,
+            r#""status":"provisioning","step":"a","metadata":{"region":"Ada L","region":"a"}"#,
             r#""status":"running""#,
             r#""status":"running","server_ip":"203.0.113.9""#,
             r#""status":"failed","error":"Ada""#,

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -275,13 +275,16 @@ fn is_for_programs(path: &str) -> bool {
 ///
 /// # Errors
 /// 413, before reading where the sender says the size; 400 when the sender breaks off.
-pub async fn read_body(request: Request, bytes_max: usize) -> Result<bytes::Bytes, Problem> {
-    let length = request.headers().get(header::CONTENT_LENGTH);
+pub async fn read_body(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+) -> Result<bytes::Bytes, Problem> {
+    let length = headers.get(header::CONTENT_LENGTH);
     let length: Option<usize> = length.and_then(|value| value.to_str().ok()?.parse().ok());
     if length.is_some_and(|length| length > bytes_max) {
         return Err(Problem::too_large(bytes_max));
     }
-    let body: Body = request.into_body();
     match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, bytes_max)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) if is_length_limit(&error) => Err(Problem::too_large(bytes_max)),

@@ -124,16 +124,14 @@ pub fn verify(
     require_json(headers)?;
     let signed = check_signature(rules, headers, body, now)?;
     let mut callback = Callback::parse(body)?;
+    let beside = signed.id.as_ref().is_some_and(|id| redactor.finds(id.as_bytes()));
     if signed.id.is_some() {
         callback.delivery_id = signed.id;
     }
     if callback.delivery_id.as_ref().is_some_and(|id| id.len() > DELIVERY_ID_BYTES_MAX) {
         return Err(IntakeError::DeliveryId);
     }
-    let in_id = |id: &String| redactor.finds(id.as_bytes());
-    let secret = redactor.finds(body)
-        || hides_secret(redactor, body)
-        || callback.delivery_id.as_ref().is_some_and(in_id);
+    let secret = beside || redactor.finds(body) || hides_secret(redactor, body);
     // A line out of the middle of a key says nothing by which a body would give it away.
     if secret || matches!(callback.kind, CallbackKind::Log { .. }) {
         mask(redactor, &mut callback);

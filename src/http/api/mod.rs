@@ -75,13 +75,14 @@ impl<T: Named, S: Send + Sync> FromRequestParts<S> for Id<T> {
 
 /// Reads a JSON body; an empty one counts as `{}`, so that `curl -X POST` works.
 async fn json<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
-    let media_type = request.headers().get(header::CONTENT_TYPE).cloned();
-    let body = read_body(request, BODY_BYTES_MAX).await?;
+    let (Parts { headers, .. }, body) = request.into_parts();
+    let body = read_body(&headers, body, BODY_BYTES_MAX).await?;
     if body.iter().all(u8::is_ascii_whitespace) {
         return serde_json::from_slice(b"{}").map_err(|error| wrong(&error));
     }
-    let media_type = media_type.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if !media_type
+        .unwrap_or_default()
         .split(';')
         .next()
         .is_some_and(|it| it.trim().eq_ignore_ascii_case("application/json"))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 use milepost_schemas::event::{CallbackRejected, NotApplied};
 use milepost_schemas::{Callback, CallbackKind, JobId, Metadata, Position, StreamId};
@@ -48,8 +49,8 @@ pub async fn github(State(app): State<Arc<App>>, request: Request) -> Result<Res
     if request.headers().contains_key(EVENT_HEADER) {
         return workflow_runs::take(&app, request).await;
     }
-    let headers = request.headers().clone();
-    let body = read_body(request, BODY_BYTES_MAX).await?;
+    let (Parts { headers, .. }, body) = request.into_parts();
+    let body = read_body(&headers, body, BODY_BYTES_MAX).await?;
     let now = app.clock.now();
     let verified = verify(&app.config.rules, &app.redactor, &headers, &body, now)
         .map_err(|error| refuse(&app, &error))?;

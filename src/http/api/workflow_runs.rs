@@ -8,6 +8,7 @@
 use axum::Json;
 use axum::extract::Request;
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 use milepost_schemas::Metadata;
 
@@ -27,8 +28,8 @@ use crate::work::runs::{observe, parse_name};
 /// # Errors
 /// 400, 401, 413, 415: nothing is recorded. 503: the log cannot be written.
 pub async fn take(app: &App, request: Request) -> Result<Response, Problem> {
-    let headers = request.headers().clone();
-    let body = read_body(request, BODY_BYTES_MAX).await?;
+    let (Parts { headers, .. }, body) = request.into_parts();
+    let body = read_body(&headers, body, BODY_BYTES_MAX).await?;
     let settings = &app.config.github.settings;
     let (repository, workflow) = (settings.repository.as_deref(), settings.workflow.as_str());
     let verified = verify(&app.config.rules, repository, workflow, &headers, &body)

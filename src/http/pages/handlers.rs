@@ -670,10 +670,9 @@ fn local(next: Option<&str>) -> String {
 }
 
 pub(super) async fn form<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
-    let headers = request.headers().clone();
-    let body = read_body(request, BODY_BYTES_MAX).await?;
-    let mut request = Request::post("/").body(body.into()).expect("it has no parts that can fail");
-    *request.headers_mut() = headers;
+    let (parts, body) = request.into_parts();
+    let body = read_body(&parts.headers, body, BODY_BYTES_MAX).await?;
+    let request = Request::from_parts(parts, body.into());
     let parsed = axum::Form::<T>::from_request(request, &()).await;
     parsed.map(|axum::Form(form)| form).map_err(|error| Problem::bad_request(error.body_text()))
 }
