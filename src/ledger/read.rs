@@ -7,7 +7,7 @@ use milepost_schemas::Position;
 
 use super::Leaf;
 use super::leaf::microseconds;
-use crate::log::{Chunk, Database, DatabaseError, RANGE_EVENTS, Row, scan};
+use crate::log::{Chunk, Database, DatabaseError, Parts, RANGE_EVENTS, Row, scan};
 
 /// Gaps after which reading is given up: each takes a new start, and of a log with so many nobody
 /// needs the rest to know that it was changed.
@@ -50,7 +50,7 @@ pub fn leaves<T: Send + 'static>(
             let end = before_gap.unwrap_or(upto);
             let wanted = (end.0 - after.0).div_ceil(RANGE_EVENTS) as usize;
             let mut chunks =
-                std::pin::pin!(scan(&database, after, end, connections.min(wanted), each.clone()));
+                std::pin::pin!(scan(&database, after, end, connections.min(wanted), Parts::All, each.clone()));
             let mut trouble = None;
             while let Some(chunk) = chunks.next().await {
                 match chunk {

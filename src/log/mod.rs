@@ -36,7 +36,7 @@ pub use privacy::{
 };
 pub use read::{EventFilter, READ_EVENTS_MAX, read_in};
 pub use scan::{
-    CHUNK_BYTES_MAX, CHUNK_EVENTS_MAX, CHUNKS_AHEAD, Chunk, RANGE_EVENTS, Row,
+    CHUNK_BYTES_MAX, CHUNK_EVENTS_MAX, CHUNKS_AHEAD, Chunk, Parts, RANGE_EVENTS, Row,
     SCAN_CONNECTIONS_MAX, scan,
 };
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use jiff::Timestamp;
-use milepost_schemas::{Position, StreamId};
+use milepost_schemas::{EventType, Position, StreamId};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
@@ -39,15 +39,41 @@ pub const CHUNKS_AHEAD: usize = 2;
 /// What every binary COPY begins with, before its flags.
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
-/// The columns of a row, in the order that [`Row::parse`] takes them.
-const COLUMNS: &str =
-    "position, stream_id, version, type, schema_version, recorded_at, header, body";
+/// What stands at the front of a row, in the order that [`Row::parse`] takes it; the header and the
+/// body come behind.
+const PLACE: &str = "position, stream_id, version, type, schema_version, recorded_at";
 
-/// How many there are.
+/// How many columns that makes.
 const COLUMNS_COUNT: i16 = 8;
 
 /// Microseconds from 1970, where our time begins, to 2000, where Postgres's does.
 const POSTGRES_EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
+
+/// What a scan brings of each event. Every event comes, whatever is brought of it, so that one which
+/// is missing is noticed.
+#[derive(Clone, Copy, Debug)]
+pub enum Parts {
+    /// All of it.
+    All,
+    /// What a fold looks at: no header, and no body where the type is one of these.
+    BodiesBut(&'static [EventType]),
+}
+
+impl Parts {
+    fn columns(self) -> String {
+        match self {
+            Self::All => format!("{PLACE}, header, body"),
+            Self::BodiesBut(passed_over) => {
+                let codes = passed_over.iter().map(|kind| kind.code().to_string());
+                let codes = codes.collect::<Vec<_>>().join(",");
+                format!(
+                    "{PLACE}, ''::bytea, \
+                     CASE WHEN type = ANY ('{{{codes}}}'::smallint[]) THEN ''::bytea ELSE body END"
+                )
+            }
+        }
+    }
+}
 
 /// Some successive events of the log; never none.
 #[derive(Debug)]
@@ -157,7 +183,7 @@ impl Fields<'_> {
     }
 }
 
-/// Reads every event after `after` up to `upto`, in chunks in order of position. `work` is done
+/// Reads `parts` of every event after `after` up to `upto`, in chunks in order of position. `work` is done
 /// with each chunk where it is read, so on as many threads as there are connections; its results
 /// come out in order. At the most `CHUNKS_AHEAD + 2` chunks a connection are in memory.
 ///
@@ -170,6 +196,7 @@ pub fn scan<T, F>(
     after: Position,
     upto: Position,
     connections: usize,
+    parts: Parts,
     work: F,
 ) -> impl Stream<Item = Result<T, DatabaseError>> + Send + use<T, F>
 where
@@ -178,6 +205,7 @@ where
 {
     let connections = connections.clamp(1, SCAN_CONNECTIONS_MAX);
     let (database, work) = (database.clone(), Arc::new(work));
+    let columns: Arc<str> = parts.columns().into();
     async_stream::try_stream! {
         // They end with the stream, wherever that is dropped.
         let mut readers = JoinSet::new();
@@ -185,8 +213,9 @@ where
         for first in 0..connections as u64 {
             let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
             let (database, work) = (database.clone(), Arc::clone(&work));
+            let columns = Arc::clone(&columns);
             let ranges = ranges(after, upto).skip(first as usize).step_by(connections);
-            readers.spawn(read(database, ranges, sender, work));
+            readers.spawn(read(database, columns, ranges, sender, work));
             taken.push(receiver);
         }
         for (index, _) in ranges(after, upto).enumerate() {
@@ -220,6 +249,7 @@ enum Read<T> {
 
 async fn read<T>(
     database: Database,
+    columns: Arc<str>,
     ranges: impl Iterator<Item = (Position, Position)> + Send,
     sender: mpsc::Sender<Read<T>>,
     work: Arc<impl Fn(Chunk) -> T>,
@@ -227,7 +257,7 @@ async fn read<T>(
     let reading = async {
         let (client, _) = database.dedicated().await?;
         for (after, upto) in ranges {
-            let read = read_range(&client, after, upto, &sender, &*work).await;
+            let read = read_range(&client, &columns, (after, upto), &sender, &*work).await;
             match read {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => return Ok(()),
@@ -252,8 +282,8 @@ async fn read<T>(
 /// meanwhile is made anew for what is left.
 async fn read_range<T>(
     client: &Client,
-    after: Position,
-    upto: Position,
+    columns: &str,
+    (after, upto): (Position, Position),
     sender: &mpsc::Sender<Read<T>>,
     work: &impl Fn(Chunk) -> T,
 ) -> Result<ControlFlow<()>, DatabaseError> {
@@ -263,7 +293,7 @@ async fn read_range<T>(
         let begun_at = read_to;
         let mut copy = Copy::default();
         let sql = format!(
-            "COPY (SELECT {COLUMNS} FROM event WHERE position > {read_to} AND position <= {upto} \
+            "COPY (SELECT {columns} FROM event WHERE position > {read_to} AND position <= {upto} \
              ORDER BY position) TO STDOUT (FORMAT binary)"
         );
         let mut messages = std::pin::pin!(client.copy_out(&sql).await?);

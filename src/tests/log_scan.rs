@@ -1,8 +1,10 @@
 //! The whole log by binary COPY: in order and whole, however many read it; gaps are named.
 
 use futures_util::StreamExt as _;
-use milepost::log::{CHUNK_BYTES_MAX, Chunk, Database, DatabaseError, RANGE_EVENTS, Row, scan};
-use milepost_schemas::Position;
+use milepost::log::{
+    CHUNK_BYTES_MAX, Chunk, Database, DatabaseError, Parts, RANGE_EVENTS, Row, scan,
+};
+use milepost_schemas::{EventType, Position};
 
 use crate::harness::{database, sql, wait_until};
 
@@ -28,8 +30,14 @@ async fn rows(
     upto: u64,
     connections: usize,
 ) -> Result<Vec<Row>, DatabaseError> {
-    let mut scan =
-        std::pin::pin!(scan(database, Position(after), Position(upto), connections, |it| it.rows));
+    let mut scan = std::pin::pin!(scan(
+        database,
+        Position(after),
+        Position(upto),
+        connections,
+        Parts::All,
+        |it| it.rows
+    ));
     let mut rows = Vec::new();
     while let Some(some) = scan.next().await {
         rows.extend(some?);
@@ -52,6 +60,22 @@ async fn a_log_is_read_whole_and_in_order() {
         assert_eq!(last.recorded_at.as_microsecond(), at + upto as i64);
     }
     assert!(rows(&database, count, count, 2).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_fold_is_brought_every_event_and_no_more_of_it_than_it_looks_at() {
+    let (_, database) = log_of(10, "CASE n % 2 WHEN 0 THEN '{}'::bytea ELSE '' END").await;
+    for (passed_over, body) in [(EventType::HeartbeatRecorded, "{}"), (EventType::JobQueued, "")] {
+        let passed_over: &'static [EventType] = Box::leak(Box::new([passed_over]));
+        let parts = Parts::BodiesBut(passed_over);
+        let all = (Position::START, Position(10));
+        let mut scan = std::pin::pin!(scan(&database, all.0, all.1, 1, parts, |it| it.rows));
+        let rows = scan.next().await.unwrap().unwrap();
+        let positions: Vec<u64> = rows.iter().map(|row| row.position.0).collect();
+        assert_eq!(positions, (1..=10).collect::<Vec<_>>());
+        assert!(rows.iter().all(|row| row.header().is_empty()));
+        assert_eq!(rows[1].body(), body.as_bytes(), "{passed_over:?}");
+    }
 }
 
 #[tokio::test]
@@ -82,7 +106,8 @@ async fn a_missing_event_is_named_wherever_it_is() {
 async fn large_events_come_in_small_chunks() {
     let (_, database) = log_of(1_000, "convert_to(repeat('x', 60000), 'UTF8')").await;
     let work = |chunk: Chunk| (chunk.rows.len(), chunk.bytes());
-    let mut scan = std::pin::pin!(scan(&database, Position::START, Position(1_000), 2, work));
+    let mut scan =
+        std::pin::pin!(scan(&database, Position::START, Position(1_000), 2, Parts::All, work));
     let mut count = 0;
     while let Some(chunk) = scan.next().await {
         let (events, bytes) = chunk.unwrap();
@@ -96,7 +121,8 @@ async fn large_events_come_in_small_chunks() {
 async fn a_dropped_scan_leaves_no_connection() {
     let (url, database) = log_of(4 * RANGE_EVENTS, "'{}'").await;
     let upto = Position(4 * RANGE_EVENTS);
-    let mut scan = Box::pin(scan(&database, Position::START, upto, 2, |chunk| chunk.rows.len()));
+    let mut scan =
+        Box::pin(scan(&database, Position::START, upto, 2, Parts::All, |chunk| chunk.rows.len()));
     assert!(scan.next().await.unwrap().unwrap() > 0);
     drop(scan);
     let client = sql(&url).await;

@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::generation::Generation;
-use crate::log::{Chunk, Database, DatabaseError, scan};
+use crate::log::{Chunk, Database, DatabaseError, Parts, scan};
 
 /// Rows folded in memory at once, all folders together: 100 to 400 MB of jobs.
 pub const ROWS_IN_MEMORY_MAX: usize = 131_072;
@@ -96,8 +96,9 @@ pub async fn fill<P: Projection>(
     }
     let skipped = Arc::clone(&filling.skipped);
     let work = move |chunk: Chunk| decode::<P>(&chunk, folders, &skipped);
-    let after = Position::START;
-    let mut chunks = std::pin::pin!(scan(database, after, filling.upto, filling.parallel, work));
+    let (after, parts) = (Position::START, Parts::BodiesBut(P::PASSES_OVER));
+    let mut chunks =
+        std::pin::pin!(scan(database, after, filling.upto, filling.parallel, parts, work));
     let mut halted: HashMap<StreamId, Position> = HashMap::new();
     let mut poison = Vec::new();
     while let Some(decoded) = chunks.next().await {
