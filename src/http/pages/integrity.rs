@@ -7,6 +7,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use jiff::Timestamp;
+use milepost_schemas::EventType;
 use serde::Deserialize;
 
 use super::Frame;
@@ -16,7 +17,6 @@ use crate::app::App;
 use crate::http::auth::Visitor;
 use crate::http::problem::Problem;
 use crate::ledger::store;
-use crate::log::DatabaseError;
 
 /// `GET /integrity`.
 #[derive(Clone, Debug, Template)]
@@ -62,6 +62,12 @@ impl IntegrityPage {
         Self { frame, checkpoint, position }
     }
 
+    /// The names of types by their codes, which leaves hold: `1 AgentCreated,…`.
+    fn types(&self) -> String {
+        let types = EventType::ALL.iter().map(|kind| format!("{} {}", kind.code(), kind.name()));
+        types.collect::<Vec<_>>().join(",")
+    }
+
     /// Events that came after the checkpoint.
     fn unsealed(&self, checkpoint: &CheckpointView) -> String {
         number(self.frame.position.saturating_sub(checkpoint.size))
@@ -93,15 +99,6 @@ async fn latest(app: &App, now: Timestamp) -> Result<Option<CheckpointView>, Pro
     let Some(latest) = store::latest(&**client, epoch).await? else { return Ok(None) };
     let keys = store::keys(&**client).await?;
     let key = keys.into_iter().rev().find(|key| key.epoch == epoch && key.from_size <= latest.size);
-    let sealed = client
-        .query_one(
-            "SELECT sealed_at FROM checkpoint WHERE epoch = $1 AND size = $2",
-            &[&epoch, &(latest.size as i64)],
-        )
-        .await
-        .map_err(DatabaseError::from);
-    // It may have been followed by another in between.
-    let sealed_at = sealed.map_or(now, |row| row.get(0));
     let key = key.map(|key| key.verifier_key).unwrap_or_default();
-    Ok(CheckpointView::new(latest.note, key, sealed_at, now))
+    Ok(CheckpointView::new(latest.note, key, latest.sealed_at, now))
 }
