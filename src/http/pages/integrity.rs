@@ -25,6 +25,8 @@ pub struct IntegrityPage {
     frame: Frame,
     checkpoint: Option<CheckpointView>,
     position: String,
+    /// The names of types by their codes, which leaves hold: `1 AgentCreated,…`.
+    types: String,
 }
 
 /// The latest checkpoint, as the server has it.
@@ -59,13 +61,8 @@ impl IntegrityPage {
     /// The page for the latest checkpoint; `position` is an event that is to be checked.
     pub fn new(frame: Frame, checkpoint: Option<CheckpointView>, position: Option<u64>) -> Self {
         let position = position.map(|position| position.to_string()).unwrap_or_default();
-        Self { frame, checkpoint, position }
-    }
-
-    /// The names of types by their codes, which leaves hold: `1 AgentCreated,…`.
-    fn types(&self) -> String {
         let types = EventType::ALL.iter().map(|kind| format!("{} {}", kind.code(), kind.name()));
-        types.collect::<Vec<_>>().join(",")
+        Self { frame, checkpoint, position, types: types.collect::<Vec<_>>().join(",") }
     }
 
     /// Events that came after the checkpoint.

@@ -62,9 +62,9 @@ async fn try_swap(
         .await?;
     let done = and(&transaction).await?;
     if done {
-        transaction.commit().await?
+        transaction.commit().await?;
     } else {
-        transaction.rollback().await?
+        transaction.rollback().await?;
     }
     Ok(done)
 }
