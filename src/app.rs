@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::execute::{JobCache, JobLogCache};
 use crate::intake::Redactor;
 use crate::ledger::{self, KeyFile};
-use crate::log::{Database, DatabaseError, Keys, Log, MasterKeys};
+use crate::log::{Database, DatabaseError, Keys, Log, MasterKeys, Signed};
 use crate::metrics::Metrics;
 use crate::push::{self, Hub};
 use crate::views::{self, Views};
@@ -56,7 +56,7 @@ pub struct App {
 
 impl App {
     /// Opens the log of a migrated database and makes everything that hangs on it. Nothing runs
-    /// yet but the log itself.
+    /// yet but the log itself, which cancels `shutdown` should it be set back.
     ///
     /// # Errors
     /// [`DatabaseError`] when the database cannot be reached, is not migrated, or has its keys under
@@ -72,7 +72,10 @@ impl App {
         let masters = MasterKeys::parse(&config.master_keys);
         let masters = masters.map_err(DatabaseError::Unexpected)?;
         let keys = Arc::new(Keys::new(database.clone(), masters));
-        let log = Log::open(database.clone(), Arc::clone(&metrics), writer, keys).await?;
+        let signed = signed(&config)?;
+        let ends = shutdown.clone();
+        let log =
+            Log::open(database.clone(), Arc::clone(&metrics), writer, keys, signed, ends).await?;
         Ok(Arc::new(Self {
             clock: Clock,
             jobs: JobCache::new(),
@@ -105,6 +108,13 @@ impl App {
         }
         work::start(Arc::clone(self), format!("{}@{}", std::process::id(), self.config.listen));
     }
+}
+
+/// How far this machine has signed the log, where it seals.
+fn signed(config: &Config) -> Result<Option<Signed>, DatabaseError> {
+    let Some(path) = &config.seal_key_file else { return Ok(None) };
+    let signed = KeyFile::new(path.clone()).signed();
+    signed.map_err(|error| DatabaseError::Unexpected(error.to_string()))
 }
 
 /// The only place that reads the clock and draws ids.

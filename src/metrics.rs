@@ -61,8 +61,11 @@ pub struct Metrics {
     pub log_position: Gauge<f64, AtomicU64>,
     /// The size of the last checkpoint this process signed.
     pub log_sealed_position: Gauge<f64, AtomicU64>,
-    /// 1 while this process refuses to seal, for the log contradicts what was signed.
+    /// 1 while this process refuses to seal, for the log contradicts what was signed, or its key or
+    /// what stands beside it cannot be read or written.
     pub seal_refused: Gauge,
+    /// How often sealing ended by an error; it begins again each time.
+    pub seal_errors: Counter,
 }
 
 impl Metrics {
@@ -92,6 +95,7 @@ impl Metrics {
             log_position: Gauge::default(),
             log_sealed_position: Gauge::default(),
             seal_refused: Gauge::default(),
+            seal_errors: Counter::default(),
         };
         metrics.register();
         Arc::new(metrics)
@@ -153,9 +157,10 @@ impl Metrics {
         );
         registry.register(
             "seal_refused",
-            "1 while the log contradicts what was signed",
+            "1 while the log contradicts what was signed, or the key cannot be used",
             self.seal_refused.clone(),
         );
+        registry.register("seal_errors", "Errors that ended sealing", self.seal_errors.clone());
     }
 
     /// The text Prometheus reads.

@@ -1,8 +1,6 @@
 //! `milepost dev`: everything on this machine, with nothing to set up.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +14,7 @@ use crate::app::{App, Clock};
 use crate::config::{self, Config, Dispatcher, Dispatchers, LISTEN};
 use crate::domain::{AgentCommand, agent};
 use crate::execute;
+use crate::ledger::durable::write_private;
 use crate::log::{Database, MasterKey};
 use crate::migrate::migrate;
 use crate::postgres::Embedded;
@@ -197,16 +196,6 @@ fn master_keys(file: &Path) -> anyhow::Result<Vec<String>> {
         }
         Err(error) => Err(error).with_context(|| format!("{} cannot be read", file.display())),
     }
-}
-
-/// Writes a file that only its owner reads; it is there whole or not at all.
-fn write_private(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let new = file.with_extension("new");
-    drop(std::fs::remove_file(&new));
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600).open(&new)?.write_all(bytes)?;
-    std::fs::rename(&new, file)?;
-    Ok(())
 }
 
 /// With nothing in the log yet, there is something to see all the same.

@@ -64,7 +64,7 @@ pub fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     Ok(socket.listen(BACKLOG)?)
 }
 
-/// Serves until told to end, then drains.
+/// Serves until told to end, then drains; an error where it ends for the log was set back.
 pub async fn serve(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
     app.start();
     let router = http::router(Arc::clone(&app));
@@ -75,6 +75,12 @@ pub async fn serve(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
     if ended.await.is_err() {
         tracing::warn!(attempts = app.attempts.len(), "some attempts have not ended");
     }
+    // Whoever supervises this process starts it again; that one reads the log as it is now.
+    anyhow::ensure!(
+        !app.log.feed().is_set_back(),
+        "the log was set back while this process ran: what it held in memory was of another log. \
+         After a restore: milepost log new-epoch --reason …"
+    );
     Ok(())
 }
 

@@ -165,6 +165,13 @@ impl Problem {
         let problem = Self::new(status, "unavailable", "Unavailable", detail);
         Self { retry_after: Some(RETRY_AFTER_SECONDS), ..problem }
     }
+
+    /// 503: the log has lost events that were in it, and nothing is taken until somebody says so.
+    pub fn set_back() -> Self {
+        let detail = "The log was set back: nothing is taken until a new epoch begins, by \
+                      milepost log new-epoch";
+        Self { detail: detail.to_owned(), ..Self::unavailable() }
+    }
 }
 
 impl IntoResponse for Problem {

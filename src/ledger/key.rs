@@ -2,20 +2,22 @@
 //! database, where whoever tampers with the log would find them.
 //!
 //! The file holds PKCS#8 keys in PEM, as `openssl genpkey -algorithm ed25519` makes them; the last
-//! one signs. Beside it stands the last checkpoint that was signed: it is what this machine knows
-//! when the database has been set back.
+//! one signs. Beside it stands the last checkpoint that was signed, which is what this machine knows
+//! when the database has been set back, and the epoch that may follow it: whoever changes the database
+//! cannot agree to one.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use milepost_schemas::Position;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject as _;
 
-use super::note::{Checkpoint, PUBLIC_KEY_BYTES, VerifierKey, signature_line};
+use super::durable::write_private;
+use super::note::{Checkpoint, Note, PUBLIC_KEY_BYTES, VerifierKey, signature_line};
+use crate::log::Signed;
 
 /// Characters of a line of PEM.
 const PEM_LINE: usize = 64;
@@ -29,6 +31,9 @@ pub enum KeyFileError {
     /// The file is something else.
     #[error("{0} holds no Ed25519 keys in PKCS#8")]
     NoKey(PathBuf),
+    /// The file is to hold the number of an epoch.
+    #[error("{0} holds no epoch")]
+    NoEpoch(PathBuf),
     /// The system gives no randomness.
     #[error("no key can be made")]
     Generate,
@@ -132,7 +137,7 @@ impl KeyFile {
         let key = SigningKey::generate()?;
         let mut pem = read_if_there(&self.path)?.unwrap_or_default();
         pem.extend_from_slice(key.pem()?.as_bytes());
-        write_private(&self.path, &pem)?;
+        write(&self.path, &pem)?;
         Ok(key)
     }
 
@@ -145,17 +150,52 @@ impl KeyFile {
         Ok(note.map(|note| String::from_utf8_lossy(&note).into_owned()))
     }
 
+    /// How far this machine has signed the log, as that note says it; none where it does not, which
+    /// whoever seals refuses.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Io`].
+    pub fn signed(&self) -> Result<Option<Signed>, KeyFileError> {
+        let note = self.last_note()?;
+        let checkpoint = note.and_then(|note| Note::parse(&note).ok()?.checkpoint().ok());
+        Ok(checkpoint.and_then(|it| Some(Signed { epoch: it.epoch()?, size: Position(it.size) })))
+    }
+
     /// Keeps the note of the last checkpoint.
     ///
     /// # Errors
     /// [`KeyFileError::Io`].
     pub fn keep_note(&self, note: &str) -> Result<(), KeyFileError> {
-        write_private(&self.note_path(), note.as_bytes())
+        write(&self.note_path(), note.as_bytes())
     }
 
     /// Where the last checkpoint is.
     pub fn note_path(&self) -> PathBuf {
         self.path.with_extension("checkpoint")
+    }
+
+    /// The epoch that was begun on this machine, or agreed to here; none where none was.
+    ///
+    /// # Errors
+    /// [`KeyFileError`] where it cannot be read, or holds no number.
+    pub fn agreed_epoch(&self) -> Result<Option<i64>, KeyFileError> {
+        let path = self.epoch_path();
+        let Some(text) = read_if_there(&path)? else { return Ok(None) };
+        let epoch = str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+        epoch.map(Some).ok_or(KeyFileError::NoEpoch(path))
+    }
+
+    /// Agrees to an epoch: the checkpoint that was signed last may be followed by one of it.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Io`].
+    pub fn agree(&self, epoch: i64) -> Result<(), KeyFileError> {
+        write(&self.epoch_path(), format!("{epoch}\n").as_bytes())
+    }
+
+    /// Where that epoch is.
+    pub fn epoch_path(&self) -> PathBuf {
+        self.path.with_extension("epoch")
     }
 }
 
@@ -167,18 +207,8 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, KeyFileError> {
     }
 }
 
-/// Writes a file that only its owner reads; it is there whole or not at all.
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), KeyFileError> {
-    let write = || {
-        let new = path.with_added_extension("new");
-        drop(std::fs::remove_file(&new));
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        std::fs::rename(&new, path)
-    };
-    write().map_err(|error| KeyFileError::Io(path.to_owned(), error))
+fn write(path: &Path, bytes: &[u8]) -> Result<(), KeyFileError> {
+    write_private(path, bytes).map_err(|error| KeyFileError::Io(path.to_owned(), error))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod bundle;
+pub mod durable;
 pub mod epoch;
 pub mod hash;
 pub mod key;

@@ -66,6 +66,20 @@ pub enum Refusal {
         /// The epoch that was signed in.
         known: i64,
     },
+    /// The log is in a later epoch, and nobody has said on this machine that it may be.
+    #[error(
+        "the log says that epoch {found} has begun, after epoch {known}, which was signed here. Where \
+         milepost log new-epoch was run on another machine, agree to it: write {found} into {path}. \
+         Where nobody ran it, the log was changed"
+    )]
+    NotAgreed {
+        /// The database's epoch.
+        found: i64,
+        /// The epoch that was signed in.
+        known: i64,
+        /// The file that would say so.
+        path: String,
+    },
     /// Another key signs, and this machine does not have it.
     #[error(
         "the log is signed with the key {listed}, which is not in {path}. Bring that file here; with \

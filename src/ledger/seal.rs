@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use milepost_schemas::event::LogKeyRotated;
-use milepost_schemas::{Metadata, Position, StreamId};
+use milepost_schemas::{Event, Metadata, Position, StreamId};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
@@ -67,7 +67,9 @@ pub fn start(app: Arc<App>, file: KeyFile) {
 async fn lead(app: &App, file: &KeyFile) {
     loop {
         let outcome = lead_once(app, file).await;
-        app.metrics.seal_refused.set(i64::from(matches!(outcome, Err(SealError::Refused(_)))));
+        let is_refused = matches!(outcome, Err(SealError::Refused(_) | SealError::Key(_)));
+        app.metrics.seal_refused.set(i64::from(is_refused));
+        app.metrics.seal_errors.inc_by(u64::from(outcome.is_err()));
         let pause = match outcome {
             Ok(()) => STANDBY,
             Err(error @ (SealError::Refused(_) | SealError::Key(_))) => {
@@ -258,8 +260,9 @@ impl<'a> Sealer<'a> {
             kept,
         };
         store::write_checkpoint(&transaction, &row).await?;
-        transaction.commit().await?;
+        // Before anybody sees it: whatever was given out, this machine knows that it has signed it.
         self.file.keep_note(&note)?;
+        transaction.commit().await?;
         self.sealed = size;
         self.listed = Some(last);
         self.kept_at = if kept { Some(now) } else { self.kept_at };
@@ -306,6 +309,27 @@ impl<'a> Sealer<'a> {
             return Err(Refusal::OldKey { listed: listed.to_string(), path }.into());
         }
         let event = LogKeyRotated { former_key: listed.to_string(), key: new.to_string() };
+        let position = match self.told_at(&event).await? {
+            // Of a time at which the checkpoint over it could not be signed.
+            Some(position) => position,
+            None => self.tell(event).await?,
+        };
+        self.take(Some(position.0)).await?;
+        tracing::info!(key = %new, %position, "a new key seals the log");
+        Ok(true)
+    }
+
+    /// Where the log says so, if its last word about keys is this.
+    async fn told_at(&self, rotation: &LogKeyRotated) -> Result<Option<Position>, SealError> {
+        let events = self.app.log.read_streams(&[StreamId::LEDGER]).await?;
+        let last = events.iter().rev().find_map(|event| match event.event() {
+            Ok(Event::LogKeyRotated(it)) => Some((event.position, it)),
+            _ => None,
+        });
+        Ok(last.filter(|(_, last)| *last == rotation).map(|(position, _)| position))
+    }
+
+    async fn tell(&self, event: LogKeyRotated) -> Result<Position, SealError> {
         let decision = Decision {
             events: vec![(StreamId::LEDGER, event.into())],
             expected: vec![(StreamId::LEDGER, Expected::Any)],
@@ -318,10 +342,7 @@ impl<'a> Sealer<'a> {
             queue: None,
         };
         let deadline = Instant::now() + APPEND_TIMEOUT;
-        let appended = self.app.log.append(decision, deadline).await?;
-        self.take(Some(appended.position().0)).await?;
-        tracing::info!(key = %new, position = %appended.position(), "a new key seals the log");
-        Ok(true)
+        Ok(self.app.log.append(decision, deadline).await?.position())
     }
 
     /// The name of the log in its epoch. Once a key is listed it stays, wherever the server moves.
@@ -368,7 +389,12 @@ async fn known(
     let checkpoint = Note::parse(&note).and_then(|it| it.checkpoint()).map_err(wrong)?;
     let known = checkpoint.epoch().unwrap_or(epoch);
     if known < epoch && epoch::is_told(&app.log, epoch).await? {
-        return Ok(None);
+        // The event may be anybody's who writes in the database; what stands beside the key is not.
+        if file.agreed_epoch()? == Some(epoch) {
+            return Ok(None);
+        }
+        let path = file.epoch_path().display().to_string();
+        return Err(Refusal::NotAgreed { found: epoch, known, path }.into());
     }
     if known != epoch {
         return Err(Refusal::Epoch { found: epoch, known }.into());

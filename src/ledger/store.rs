@@ -158,15 +158,16 @@ pub async fn write_tiles<C: GenericClient>(
 
 const CHECKPOINT: &str = "SELECT epoch, size, root, note, sealed_at, kept FROM checkpoint";
 
-fn checkpoint(row: &tokio_postgres::Row) -> SignedCheckpoint {
-    SignedCheckpoint {
+/// Whoever writes in the database may have put there what is no time.
+fn checkpoint(row: &tokio_postgres::Row) -> Result<SignedCheckpoint, tokio_postgres::Error> {
+    Ok(SignedCheckpoint {
         epoch: row.get(0),
         size: row.get::<_, i64>(1) as u64,
         root: row.get(2),
         note: row.get(3),
-        sealed_at: row.get(4),
+        sealed_at: row.try_get(4)?,
         kept: row.get(5),
-    }
+    })
 }
 
 /// The latest checkpoint of an epoch, if one was signed in it.
@@ -178,7 +179,7 @@ pub async fn latest<C: GenericClient>(
     epoch: i64,
 ) -> Result<Option<SignedCheckpoint>, DatabaseError> {
     let sql = format!("{CHECKPOINT} WHERE epoch = $1 ORDER BY size DESC LIMIT 1");
-    Ok(client.query_opt(&sql, &[&epoch]).await?.as_ref().map(checkpoint))
+    Ok(client.query_opt(&sql, &[&epoch]).await?.as_ref().map(checkpoint).transpose()?)
 }
 
 /// Every checkpoint that is kept, by epoch and size.
@@ -189,7 +190,8 @@ pub async fn checkpoints<C: GenericClient>(
     client: &C,
 ) -> Result<Vec<SignedCheckpoint>, DatabaseError> {
     let sql = format!("{CHECKPOINT} ORDER BY epoch, size");
-    Ok(client.query(&sql, &[]).await?.iter().map(checkpoint).collect())
+    let rows = client.query(&sql, &[]).await?;
+    Ok(rows.iter().map(checkpoint).collect::<Result<_, _>>()?)
 }
 
 /// When the last checkpoint of an epoch that is kept was signed.
@@ -201,7 +203,7 @@ pub async fn last_kept_at<C: GenericClient>(
     epoch: i64,
 ) -> Result<Option<Timestamp>, DatabaseError> {
     let sql = "SELECT max(sealed_at) FROM checkpoint WHERE epoch = $1 AND kept";
-    Ok(client.query_one(sql, &[&epoch]).await?.get(0))
+    Ok(client.query_one(sql, &[&epoch]).await?.try_get(0)?)
 }
 
 /// Puts a checkpoint in the place of the one before it, unless that is kept.

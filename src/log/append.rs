@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use lru::LruCache;
 use milepost_schemas::{Event, EventType, Position, StreamId};
 use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
@@ -42,6 +43,10 @@ const RECONNECT: Duration = Duration::from_millis(100);
 
 /// The slowest batch that is not worth a line in the operator's log.
 const SLOW_BATCH: Duration = Duration::from_secs(1);
+
+/// What `append_batch` says of a log that is smaller than its caller knows it. Source:
+/// `migrations/V17__set_back.sql`.
+const SET_BACK: &str = "MP001";
 
 /// Where a decision's events went.
 #[derive(Debug)]
@@ -115,11 +120,14 @@ pub(super) async fn start(
     feed: Arc<Feed>,
     metrics: Arc<Metrics>,
     writer: String,
+    known_size: Position,
 ) -> Result<Sender, DatabaseError> {
     let (sender, receiver) = mpsc::channel(QUEUE_ITEMS_MAX);
     let link = connect(&database).await?;
     let known = LruCache::new(KNOWN_STREAMS_MAX.try_into().expect("the bound is not zero"));
-    let appender = Appender { database, feed, metrics, writer, known_size: 0, known };
+    let known_size = known_size.0 as i64;
+    let appender =
+        Appender { database, feed, metrics, writer, known_size, known, told_set_back: false };
     tokio::spawn(appender.run(receiver, link));
     Ok(sender)
 }
@@ -148,9 +156,12 @@ struct Appender {
     feed: Arc<Feed>,
     metrics: Arc<Metrics>,
     writer: String,
-    /// The log's size when this appender last wrote; what `known` says was true then.
+    /// The log's size when this appender last wrote, and before that what was known of it at the
+    /// start: a smaller log was set back. What `known` says was true then.
     known_size: i64,
     known: LruCache<StreamId, u32>,
+    /// Whether the operator was told so: each batch finds it anew.
+    told_set_back: bool,
 }
 
 /// A batch laid out as the statement wants it.
@@ -224,6 +235,15 @@ impl Appender {
                     *link = Some(back);
                     self.learn(base);
                     items = refuse(plan.items, &jobs);
+                }
+                (back, Err(error)) if is_set_back(&error) => {
+                    *link = Some(back);
+                    self.metrics.append_errors.inc();
+                    if !std::mem::replace(&mut self.told_set_back, true) {
+                        set_back(&error);
+                    }
+                    items = plan.items;
+                    break;
                 }
                 (_, Err(error)) => {
                     interrupted(&error, plan.streams.len());
@@ -320,7 +340,7 @@ impl Appender {
 
     async fn try_send(&self, link: &mut Link, plan: &Plan) -> Result<Outcome, DatabaseError> {
         let added = plan.streams.len() as i64;
-        if self.known_size + added >= link.last_partition {
+        if self.known_size.saturating_add(added) >= link.last_partition {
             // One more than this batch needs: other processes append as well.
             let row = link.client.query_one("SELECT prepare_partitions($1)", &[&added]).await?;
             link.last_partition = row.get(0);
@@ -463,6 +483,20 @@ impl Appender {
 fn not_sealed(error: &KeyError) -> AppendError {
     tracing::error!(error = error as &dyn std::error::Error, "personal texts cannot be sealed");
     AppendError::Unavailable
+}
+
+/// Whether the log has lost events that were known to be in it.
+fn is_set_back(error: &DatabaseError) -> bool {
+    let DatabaseError::Postgres(error) = error else { return false };
+    error.code().map(SqlState::code) == Some(SET_BACK)
+}
+
+fn set_back(error: &DatabaseError) {
+    tracing::error!(
+        error = error as &dyn std::error::Error,
+        "nothing is taken over a log that has lost events: end every server, and run \
+         milepost log new-epoch --reason …"
+    );
 }
 
 fn interrupted(error: &DatabaseError, events: usize) {

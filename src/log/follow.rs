@@ -13,6 +13,7 @@ use std::time::Duration;
 use milepost_schemas::{EventType, Position};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_postgres::{AsyncMessage, GenericClient};
+use tokio_util::sync::CancellationToken;
 
 use super::read::{READ_EVENTS_MAX, read_after};
 use super::{Committed, Database, DatabaseError, Keys};
@@ -29,12 +30,12 @@ const POLL: Duration = Duration::from_millis(250);
 /// The advisory lock every tailer holds a share of: "tail" in ASCII.
 const PRESENCE: i64 = 0x74_61_69_6c;
 
-/// The log's size, and whether another process follows it.
+/// The log's size, whether another process follows it, and its epoch.
 const LOOK: &str = "SELECT size, EXISTS ( \
          SELECT FROM pg_locks AS l WHERE l.locktype = 'advisory' \
          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
          AND l.classid = 0 AND l.objid = $1 AND l.objsubid = 1 AND l.pid <> pg_backend_pid() \
-     ) FROM log_head";
+     ), epoch FROM log_head";
 
 /// How long the tailer waits before it connects again.
 const RECONNECT: Duration = Duration::from_millis(200);
@@ -48,6 +49,8 @@ pub struct Feed {
     keys: Arc<Keys>,
     /// Whether another process follows the log, or may.
     others_follow: AtomicBool,
+    /// Whether the log was set back to before what is in here.
+    set_back: AtomicBool,
 }
 
 struct Ring {
@@ -73,12 +76,18 @@ impl Feed {
             behind: Notify::new(),
             keys,
             others_follow: AtomicBool::new(true),
+            set_back: AtomicBool::new(false),
         }
     }
 
     /// The log's epoch: seconds since 1970 at which it began.
     pub fn epoch(&self) -> i64 {
         self.epoch
+    }
+
+    /// Whether the log was set back beneath this process: what it holds in memory is of another one.
+    pub fn is_set_back(&self) -> bool {
+        self.set_back.load(Ordering::Relaxed)
     }
 
     /// The newest position this process has seen.
@@ -159,38 +168,67 @@ pub async fn others_follow<C: GenericClient>(client: &C) -> Result<bool, Databas
     Ok(client.query_one(LOOK, &[&(PRESENCE as u32)]).await?.get(1))
 }
 
-/// Starts the tailer of this process; it runs as long as the process.
-pub(super) fn start(database: Database, feed: Arc<Feed>, writer: String) {
+/// Why the tailer stops.
+enum End {
+    /// Its connection is gone.
+    Disconnected,
+    /// The log is not the one it followed.
+    SetBack,
+}
+
+/// Starts the tailer of this process; it runs as long as the process. One beneath which the log was set
+/// back is told to end: its feed, and all that was made of it, is of another log.
+pub(super) fn start(
+    database: Database,
+    feed: Arc<Feed>,
+    writer: String,
+    shutdown: CancellationToken,
+) {
     tokio::spawn(async move {
         loop {
             let outcome = tail(&database, &feed, &writer).await;
             feed.others_follow.store(true, Ordering::Relaxed);
-            if let Err(error) = outcome {
-                tracing::warn!(
+            match outcome {
+                Ok(End::Disconnected) => {}
+                Ok(End::SetBack) => {
+                    feed.set_back.store(true, Ordering::Relaxed);
+                    tracing::error!("the log was set back beneath this process, which ends");
+                    return shutdown.cancel();
+                }
+                Err(error) => tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "the tailer lost its connection"
-                );
+                ),
             }
             tokio::time::sleep(RECONNECT).await;
         }
     });
 }
 
-async fn tail(database: &Database, feed: &Feed, writer: &str) -> Result<(), DatabaseError> {
+async fn tail(database: &Database, feed: &Feed, writer: &str) -> Result<End, DatabaseError> {
     let (client, mut messages) = database.dedicated().await?;
     client.batch_execute("LISTEN milepost_log").await?;
     client.execute("SELECT pg_advisory_lock_shared($1)", &[&PRESENCE]).await?;
     let look = client.prepare(LOOK).await?;
     loop {
+        // Before the question: what is committed meanwhile is not missing from its answer.
+        let seen = feed.head();
         let row = client.query_one(&look, &[&(PRESENCE as u32)]).await?;
         let size = Position(row.get::<_, i64>(0) as u64);
+        if row.get::<_, i64>(2) != feed.epoch() || size < seen {
+            return Ok(End::SetBack);
+        }
         feed.others_follow.store(row.get(1), Ordering::Relaxed);
         while feed.head() < size {
             let events = read_after(&client, feed.epoch(), feed.head(), READ_EVENTS_MAX).await?;
             feed.publish(events.into_iter().map(Arc::new).collect());
         }
         tokio::select! {
-            news = wait_for_news(&mut messages, feed, writer) => if !news { return Ok(()) },
+            news = wait_for_news(&mut messages, feed, writer) => {
+                if !news {
+                    return Ok(End::Disconnected);
+                }
+            }
             () = feed.behind.notified() => {}
             () = tokio::time::sleep(POLL) => {}
         }

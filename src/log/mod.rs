@@ -1,9 +1,9 @@
 //! The event log: append with group commit, read in ranges, follow as it grows.
 //!
-//! Everything is in five files and one SQL function. [`append`] is the only way in;
-//! [`follow`] gives every committed event, once and in order, to this process; [`read`] answers
-//! from the tables, [`past`] from the tables as they were, or in search of something; [`scan`] goes
-//! through all of it.
+//! [`append`] is the only way in, by one SQL function; [`follow`] gives every committed event, once and
+//! in order, to this process; [`read`] answers from the tables, [`past`] from the tables as they were, or
+//! in search of something; [`scan`] goes through all of it; [`mod@floor`] says from where on they are there.
+//! [`privacy`] seals personal texts on their way in and opens them at the doors.
 
 mod append;
 mod connect;
@@ -24,6 +24,7 @@ use milepost_schemas::{
     AgentId, DecodeError, Event, EventType, JobId, Metadata, NodeId, Position, StreamId,
 };
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 pub use append::{AppendError, Appended, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, QUEUE_ITEMS_MAX};
 pub use connect::{Database, DatabaseError};
@@ -49,10 +50,34 @@ pub struct Log {
     database: Database,
     feed: Arc<Feed>,
     keys: Arc<Keys>,
+    /// The size below which the log was set back before this process has seen it.
+    least: Position,
+}
+
+/// How far this machine has signed the log, which may have been set back since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signed {
+    /// The epoch it was signed in.
+    pub epoch: i64,
+    /// How many events.
+    pub size: Position,
+}
+
+impl Signed {
+    /// The size below which a log of an epoch was set back.
+    fn least(self, epoch: i64) -> Position {
+        match self.epoch.cmp(&epoch) {
+            std::cmp::Ordering::Less => Position::START,
+            std::cmp::Ordering::Equal => self.size,
+            // Whatever its size, it is the log from before that epoch.
+            std::cmp::Ordering::Greater => Position(i64::MAX as u64),
+        }
+    }
 }
 
 impl Log {
-    /// Opens the log: starts the appender and the tailer of this process.
+    /// Opens the log: starts the appender and the tailer of this process, and cancels `shutdown` should
+    /// the log be set back beneath them. Over one that is behind what was `signed` nothing is appended.
     ///
     /// # Errors
     /// When the database cannot be reached, or has not been migrated, or when no master key given is
@@ -62,14 +87,23 @@ impl Log {
         metrics: Arc<Metrics>,
         writer: String,
         keys: Arc<Keys>,
+        signed: Option<Signed>,
+        shutdown: CancellationToken,
     ) -> Result<Self, DatabaseError> {
         let (epoch, size) = read::head(&database).await?;
         keys.check().await.map_err(KeyError::into_database)?;
         let feed = Arc::new(Feed::new(epoch, size, Arc::clone(&keys)));
+        let least = signed.map_or(Position::START, |signed| signed.least(epoch));
         let appender =
-            append::start(database.clone(), Arc::clone(&feed), metrics, writer.clone()).await?;
-        follow::start(database.clone(), Arc::clone(&feed), writer);
-        Ok(Self { appender, database, feed, keys })
+            append::start(database.clone(), Arc::clone(&feed), metrics, writer.clone(), least);
+        let appender = appender.await?;
+        follow::start(database.clone(), Arc::clone(&feed), writer, shutdown);
+        Ok(Self { appender, database, feed, keys, least })
+    }
+
+    /// The size below which the log was set back, as far as this process knows.
+    pub fn least(&self) -> Position {
+        self.least.max(self.feed.head())
     }
 
     /// Every committed event of the log as this process learns of it.
@@ -284,5 +318,18 @@ impl Committed {
 
     fn read_delivery_id(&self) -> Option<String> {
         serde_json::from_slice(&self.header).ok().and_then(|it: HeaderDelivery| it.delivery_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_of_before_what_was_signed_is_never_large_enough() {
+        let signed = Signed { epoch: 7, size: Position(90) };
+        assert_eq!(signed.least(8), Position::START);
+        assert_eq!(signed.least(7), Position(90));
+        assert!(signed.least(6) > Position(1 << 62));
     }
 }

@@ -1,17 +1,10 @@
 //! `milepost log new-epoch`: the log goes on, and says that a restore has lost events.
 
-use tokio::time::{Duration, Instant};
-use tokio_util::sync::CancellationToken;
-
 use super::{Place, operator};
-use crate::app::{App, Clock};
-use crate::config::Config;
-use crate::ledger::epoch::{self, EpochError};
+use crate::app::Clock;
+use crate::ledger::epoch::{self, Begun, EpochError};
 use crate::log::Database;
 use crate::postgres::Embedded;
-
-/// How long the event may take.
-const APPEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -39,15 +32,21 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 async fn begin(args: &Args, url: String) -> anyhow::Result<()> {
     let reason = args.reason.trim();
     anyhow::ensure!(!reason.is_empty(), EpochError::Reason);
-    let former = epoch::raise(&Database::new(&url)?, Clock.now()).await?;
-    let app = App::open(Config::of_tool(url, Vec::new()), CancellationToken::new()).await?;
-    let (user, deadline) = (operator(), Instant::now() + APPEND_TIMEOUT);
     let file = args.place.key_file();
-    let position = epoch::record(&app, former, user, reason, Some(&file), deadline).await?;
+    let database = Database::new(&url)?;
+    let begun = epoch::begin(&database, Clock.now(), operator(), reason, &file).await?;
+    let Begun { former_epoch, epoch, position, is_agreed } = begun;
     println!(
-        "Epoch {} has begun with position {position}, after epoch {former}. Subscribers begin anew; \
-         checkpoints are signed under a new origin.",
-        app.log.feed().epoch()
+        "Epoch {epoch} has begun with position {position}, after epoch {former_epoch}. Subscribers \
+         begin anew; checkpoints are signed under a new origin."
     );
+    if !is_agreed {
+        println!(
+            "This machine has no key at {}. One that seals goes on only when it is told so there, \
+             beside its key:\n\n    echo {epoch} > {}\n",
+            file.path().display(),
+            file.epoch_path().file_name().unwrap_or_default().display(),
+        );
+    }
     Ok(())
 }

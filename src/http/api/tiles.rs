@@ -21,13 +21,14 @@ use crate::ledger::hash::concatenated;
 use crate::ledger::path::TilePath;
 use crate::ledger::store;
 use crate::ledger::tree::TILE_WIDTH;
-use crate::log::EventFilter;
+use crate::log::{DatabaseError, EventFilter};
 
-/// How long a full tile may be kept: it never changes.
-const IMMUTABLE: &str = "public, max-age=31536000, immutable";
+/// How long a full tile may be kept. It never changes within an epoch, and its URL says none: after a
+/// restore other hashes may stand there, and caches are to have them by the time anybody looks.
+const FULL: &str = "public, max-age=300";
 
 /// The same for what not everybody may see.
-const IMMUTABLE_PRIVATE: &str = "private, max-age=31536000, immutable";
+const FULL_PRIVATE: &str = "private, max-age=300";
 
 /// `GET /log/checkpoint`: the latest signed checkpoint.
 ///
@@ -85,7 +86,7 @@ pub async fn tile(
     let mut tiles = store::tiles(&**client, &[wanted.tile()].into()).await?;
     let hashes = tiles.remove(&wanted.tile()).unwrap_or_default();
     let hashes = hashes.get(..wanted.width).ok_or_else(|| Problem::not_found("tile yet"))?;
-    let caching = if wanted.is_full() { IMMUTABLE } else { "no-cache" };
+    let caching = if wanted.is_full() { FULL } else { "no-cache" };
     Ok(with_type("application/octet-stream", caching, concatenated(hashes)))
 }
 
@@ -93,7 +94,7 @@ pub async fn tile(
 ///
 /// # Errors
 /// 404 as for hashes, and where an entry is longer than two bytes can say: read those events at
-/// `/api/events`.
+/// `/api/events`. 503 where the log has fewer than were sealed.
 pub async fn entries(
     State(app): State<Arc<App>>,
     _: Actor,
@@ -111,6 +112,9 @@ pub async fn entries(
         return Err(Problem::not_found("tile yet"));
     }
     let events = app.log.read(&EventFilter::default(), after, upto, wanted.width).await?;
+    if events.len() < wanted.width {
+        return Err(DatabaseError::Missing(Position(after.0 + events.len() as u64 + 1)).into());
+    }
     let mut bundle = Vec::new();
     for event in &events {
         let leaf = Leaf::of(event).bytes();
@@ -119,7 +123,7 @@ pub async fn entries(
         bundle.extend_from_slice(&length.to_be_bytes());
         bundle.extend_from_slice(&leaf);
     }
-    let caching = if wanted.is_full() { IMMUTABLE_PRIVATE } else { "no-cache" };
+    let caching = if wanted.is_full() { FULL_PRIVATE } else { "no-cache" };
     Ok(with_type("application/octet-stream", caching, bundle))
 }
 

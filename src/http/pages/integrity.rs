@@ -7,6 +7,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use jiff::Timestamp;
+use milepost_schemas::EventType;
 use serde::Deserialize;
 
 use super::Frame;
@@ -16,7 +17,6 @@ use crate::app::App;
 use crate::http::auth::Visitor;
 use crate::http::problem::Problem;
 use crate::ledger::store;
-use crate::log::DatabaseError;
 
 /// `GET /integrity`.
 #[derive(Clone, Debug, Template)]
@@ -25,6 +25,8 @@ pub struct IntegrityPage {
     frame: Frame,
     checkpoint: Option<CheckpointView>,
     position: String,
+    /// The names of types by their codes, which leaves hold: `1 AgentCreated,…`.
+    types: String,
 }
 
 /// The latest checkpoint, as the server has it.
@@ -59,7 +61,8 @@ impl IntegrityPage {
     /// The page for the latest checkpoint; `position` is an event that is to be checked.
     pub fn new(frame: Frame, checkpoint: Option<CheckpointView>, position: Option<u64>) -> Self {
         let position = position.map(|position| position.to_string()).unwrap_or_default();
-        Self { frame, checkpoint, position }
+        let types = EventType::ALL.iter().map(|kind| format!("{} {}", kind.code(), kind.name()));
+        Self { frame, checkpoint, position, types: types.collect::<Vec<_>>().join(",") }
     }
 
     /// Events that came after the checkpoint.
@@ -93,15 +96,6 @@ async fn latest(app: &App, now: Timestamp) -> Result<Option<CheckpointView>, Pro
     let Some(latest) = store::latest(&**client, epoch).await? else { return Ok(None) };
     let keys = store::keys(&**client).await?;
     let key = keys.into_iter().rev().find(|key| key.epoch == epoch && key.from_size <= latest.size);
-    let sealed = client
-        .query_one(
-            "SELECT sealed_at FROM checkpoint WHERE epoch = $1 AND size = $2",
-            &[&epoch, &(latest.size as i64)],
-        )
-        .await
-        .map_err(DatabaseError::from);
-    // It may have been followed by another in between.
-    let sealed_at = sealed.map_or(now, |row| row.get(0));
     let key = key.map(|key| key.verifier_key).unwrap_or_default();
-    Ok(CheckpointView::new(latest.note, key, sealed_at, now))
+    Ok(CheckpointView::new(latest.note, key, latest.sealed_at, now))
 }

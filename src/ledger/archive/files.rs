@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, BufWriter, Read as _, Write};
+use std::io::{BufRead as _, BufReader, Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt as _;
@@ -13,6 +13,7 @@ use tokio_postgres::GenericClient;
 
 use super::{ArchiveError, Part, hexed};
 use crate::ledger::bundle::Line;
+use crate::ledger::durable::Durable;
 use crate::ledger::hash::Hash;
 use crate::ledger::leaf::Leaf;
 use crate::ledger::note::{self, Checkpoint, Note, VerifierKey};
@@ -128,9 +129,12 @@ pub(super) async fn write(
     let mut text = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
     text.push(b'\n');
     let path = Manifest::path(directory, first, last);
-    let mut file = Durable::create(&path)?;
-    file.write_all(&text).map_err(ArchiveError::io(&path))?;
-    file.finish()?;
+    let write = || {
+        let mut file = Durable::create(&path)?;
+        file.write_all(&text)?;
+        file.finish()
+    };
+    write().map_err(ArchiveError::io(&path))?;
     Ok(manifest)
 }
 
@@ -141,7 +145,9 @@ async fn write_events(
     last: u64,
 ) -> Result<(String, u64), ArchiveError> {
     let io = ArchiveError::io;
-    let mut encoder = zstd::Encoder::new(Durable::create(path)?, ZSTD_LEVEL).map_err(io(path))?;
+    let file = Durable::create(path).map_err(io(path))?;
+    let counted = Counted { file, sha256: Sha256::new(), bytes: 0 };
+    let mut encoder = zstd::Encoder::new(counted, ZSTD_LEVEL).map_err(io(path))?;
     encoder.include_checksum(true).map_err(io(path))?;
     let render = |position: u64, leaf: &Leaf<'_>| Line::of(position, leaf).to_jsonl();
     let (after, upto) = (Position(first - 1), Position(last));
@@ -159,41 +165,19 @@ async fn write_events(
             encoder.write_all(b"\n").map_err(io(path))?;
         }
     }
-    encoder.finish().map_err(io(path))?.finish()
+    let Counted { file, sha256, bytes } = encoder.finish().map_err(io(path))?;
+    file.finish().map_err(io(path))?;
+    Ok((hex::encode(sha256.finalize()), bytes))
 }
 
-/// A file that is there whole and on the disk, or not at all; and the hash of what went in.
-struct Durable {
-    path: PathBuf,
-    new: PathBuf,
-    file: BufWriter<File>,
+/// A file, and the hash and number of the bytes that went into it.
+struct Counted {
+    file: Durable,
     sha256: Sha256,
     bytes: u64,
 }
 
-impl Durable {
-    fn create(path: &Path) -> Result<Self, ArchiveError> {
-        let new = path.with_added_extension("new");
-        let file = BufWriter::new(File::create(&new).map_err(ArchiveError::io(&new))?);
-        Ok(Self { path: path.to_owned(), new, file, sha256: Sha256::new(), bytes: 0 })
-    }
-
-    fn finish(self) -> Result<(String, u64), ArchiveError> {
-        let Self { path, new, file, sha256, bytes } = self;
-        let io = ArchiveError::io;
-        let file =
-            file.into_inner().map_err(std::io::IntoInnerError::into_error).map_err(io(&new))?;
-        file.sync_all().map_err(io(&new))?;
-        std::fs::rename(&new, &path).map_err(io(&path))?;
-        // The name is durable when its directory is.
-        let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
-        let directory = directory.unwrap_or(Path::new("."));
-        File::open(directory).and_then(|it| it.sync_all()).map_err(io(directory))?;
-        Ok((hex::encode(sha256.finalize()), bytes))
-    }
-}
-
-impl Write for Durable {
+impl Write for Counted {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let written = self.file.write(bytes)?;
         self.sha256.update(&bytes[..written]);

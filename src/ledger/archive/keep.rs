@@ -11,7 +11,7 @@ use milepost_projections::job::{JobStatus, Jobs};
 use milepost_projections::node::Nodes;
 use milepost_projections::{Compensations, Projection};
 use milepost_schemas::{EventType, JobId};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, Transaction};
 use uuid::Uuid;
 
 use super::Part;
@@ -48,7 +48,9 @@ pub(super) fn table(part: &Part) -> String {
 }
 
 /// Makes the table that is to take a partition's place, anew where there is one; nobody sees it yet.
-pub(super) async fn build(client: &Client, part: &Part) -> Result<Kept, DatabaseError> {
+/// With what stays it returns the log's size when that was chosen.
+pub(super) async fn build(client: &Client, part: &Part) -> Result<(Kept, i64), DatabaseError> {
+    let size = client.query_one("SELECT size FROM log_head", &[]).await?.get(0);
     thin(client, part).await?;
     let (from, to) = (part.table(), table(part));
     create(client, &to, part).await?;
@@ -61,7 +63,18 @@ pub(super) async fn build(client: &Client, part: &Part) -> Result<Kept, Database
         ))
         .await?;
     finish(client, &to).await?;
-    Ok(kept(client, &to, part.first().0, part.last().0).await?)
+    Ok((kept(client, &to, part.first().0, part.last().0).await?, size))
+}
+
+/// Whether one of the streams that [`build`] has thinned has gone on since the log had a size: who is
+/// about to append to it needs it whole.
+pub(super) async fn goes_on(
+    transaction: &Transaction<'_>,
+    size: i64,
+) -> Result<bool, tokio_postgres::Error> {
+    let sql = "SELECT EXISTS (SELECT FROM event AS e JOIN thinned AS t USING (stream_id) \
+               WHERE e.position > $1)";
+    transaction.query_one(sql, &[&size]).await?.try_get(0)
 }
 
 /// Makes a table that can become a partition; anew where there is one.
@@ -77,11 +90,14 @@ pub(super) async fn create(client: &Client, name: &str, part: &Part) -> Result<(
     Ok(client.batch_execute(&sql).await?)
 }
 
-/// Gives it the indexes and the trigger of a partition. Source: `ensure_partitions`.
+/// Gives it the indexes and the trigger of a partition: what is missing when it becomes one is made
+/// with everybody waiting. The names are left to Postgres, for those of a table that was made so before
+/// and renamed are taken. Source: `ensure_partitions`, and `event_births` of `V13__births.sql`.
 pub(super) async fn finish(client: &Client, name: &str) -> Result<(), DatabaseError> {
     let sql = format!(
-        "ALTER TABLE {name} ADD CONSTRAINT {name}_pkey PRIMARY KEY (position); \
-         CREATE UNIQUE INDEX {name}_stream_version ON {name} (stream_id, version); \
+        "ALTER TABLE {name} ADD PRIMARY KEY (position); \
+         CREATE UNIQUE INDEX ON {name} (stream_id, version); \
+         CREATE INDEX ON {name} (type, stream_id, position) WHERE type IN (1, 10, 17, 50); \
          CREATE TRIGGER event_is_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {name} \
          FOR EACH STATEMENT EXECUTE FUNCTION refuse_change(); \
          ALTER TABLE {name} ENABLE ALWAYS TRIGGER event_is_append_only; \

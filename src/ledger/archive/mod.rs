@@ -142,6 +142,9 @@ pub enum ArchiveError {
     /// The moment without readers did not come.
     #[error("the log is read without a pause: its partition {0} cannot be exchanged; try again")]
     Locked(String),
+    /// What was over is not.
+    #[error("jobs of the log's partition {0} go on that were over, again and again; try again")]
+    GoesOn(String),
     /// Whoever watches has said to stop here.
     #[error("stopped as told; run it again to finish")]
     Stopped,

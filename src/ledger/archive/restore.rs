@@ -76,7 +76,7 @@ async fn restore_range(
     let kept = format!("{}_before", part.table());
     swap::swap(client, &part, &table, &kept, async |transaction| {
         let sql = "DELETE FROM archived_range WHERE first_position = $1";
-        transaction.execute(sql, &[&(first as i64)]).await.map(drop)
+        transaction.execute(sql, &[&(first as i64)]).await.map(|_| true)
     })
     .await?;
     swap::remove(client, &kept).await?;

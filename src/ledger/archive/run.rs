@@ -15,9 +15,12 @@ use super::keep::{self, Kept};
 use super::limits::{Before, Limit, limit};
 use super::{ArchiveError, Part, lock, ranges, swap, unlock};
 use crate::app::App;
-use crate::ledger::note::VerifierKey;
+use crate::ledger::note::{Checkpoint, VerifierKey};
 use crate::ledger::store::{self, ListedKey};
 use crate::log::{DatabaseError, Decision, Expected};
+
+/// How often what stays of a partition is chosen anew, for a job that was over goes on.
+const BUILDS_MAX: usize = 10;
 
 /// How long an event may take.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -147,26 +150,44 @@ async fn archive_part(
     let take = async |_| Ok(());
     let proven = files::check(&order.directory, &manifest, &keys, Some(&*client), take).await?;
     go_on(watch(part, Step::Verified))?;
-    let kept = keep::build(client, part).await?;
-    let told = LogRangeArchived {
-        first,
-        last,
-        location: order.directory.display().to_string(),
-        file_sha256: manifest.file_sha256.clone(),
-        tree_size: proven.size,
-        root: proven.root.to_string(),
-        kept_events: kept.events,
-        kept_root: kept.root.to_string(),
-        archived_by: order.by.clone(),
-    };
-    record_unless_told(app, told).await?;
-    go_on(watch(part, Step::Recorded))?;
-    detach(client, order, part, &manifest, kept).await?;
+    exchange(app, client, order, part, &manifest, &proven, watch).await?;
     go_on(watch(part, Step::Detached))?;
     if !order.keep_table && drop_table(client, part).await? {
         go_on(watch(part, Step::Dropped))?;
     }
     Ok(())
+}
+
+/// Puts what stays of a partition in its place, and says so first.
+async fn exchange(
+    app: &App,
+    client: &mut Client,
+    order: &Order,
+    part: &Part,
+    manifest: &Manifest,
+    proven: &Checkpoint,
+    watch: &mut Watch<'_>,
+) -> Result<(), ArchiveError> {
+    for _ in 0..BUILDS_MAX {
+        let (kept, size) = keep::build(client, part).await?;
+        let told = LogRangeArchived {
+            first: manifest.first,
+            last: manifest.last,
+            location: order.directory.display().to_string(),
+            file_sha256: manifest.file_sha256.clone(),
+            tree_size: proven.size,
+            root: proven.root.to_string(),
+            kept_events: kept.events,
+            kept_root: kept.root.to_string(),
+            archived_by: order.by.clone(),
+        };
+        record_unless_told(app, told).await?;
+        go_on(watch(part, Step::Recorded))?;
+        if detach(client, order, part, manifest, kept, size).await? {
+            return Ok(());
+        }
+    }
+    Err(ArchiveError::GoesOn(part.table()))
 }
 
 fn go_on(flow: ControlFlow<()>) -> Result<(), ArchiveError> {
@@ -226,18 +247,24 @@ pub(super) fn detached(part: &Part) -> String {
     format!("{}_archived", part.table())
 }
 
+/// Whether it was done: not where a job that was over when the log had `size` has gone on.
 async fn detach(
     client: &mut Client,
     order: &Order,
     part: &Part,
     manifest: &Manifest,
     kept: Kept,
-) -> Result<(), ArchiveError> {
+    size: i64,
+) -> Result<bool, ArchiveError> {
     let old = detached(part);
     // Of a range that was archived with --keep-table and is here again.
     swap::remove(client, &old).await?;
     let location = order.directory.display().to_string();
     swap::swap(client, part, &keep::table(part), &old, async |transaction| {
+        // Nobody appends now.
+        if keep::goes_on(transaction, size).await? {
+            return Ok(false);
+        }
         transaction
             .execute(
                 "INSERT INTO archived_range (first_position, last_position, partition_name, \
@@ -252,7 +279,7 @@ async fn detach(
                 ],
             )
             .await
-            .map(drop)
+            .map(|_| true)
     })
     .await
 }

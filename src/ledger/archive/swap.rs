@@ -21,17 +21,17 @@ const TRIES_MAX: usize = 60;
 const REST: Duration = Duration::from_millis(500);
 
 /// Puts the table `new` in the place of a partition, which gets the name `old`, and runs `and` with
-/// it: all or nothing.
+/// it: all or nothing, and nothing where that says no. Whether it was done.
 pub(super) async fn swap(
     client: &mut Client,
     part: &Part,
     new: &str,
     old: &str,
-    and: impl AsyncFn(&tokio_postgres::Transaction<'_>) -> Result<(), tokio_postgres::Error>,
-) -> Result<(), ArchiveError> {
+    and: impl AsyncFn(&tokio_postgres::Transaction<'_>) -> Result<bool, tokio_postgres::Error>,
+) -> Result<bool, ArchiveError> {
     for _ in 0..TRIES_MAX {
         match try_swap(client, part, new, old, &and).await {
-            Ok(()) => return Ok(()),
+            Ok(done) => return Ok(done),
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                 tokio::time::sleep(REST).await;
             }
@@ -46,8 +46,8 @@ async fn try_swap(
     part: &Part,
     new: &str,
     old: &str,
-    and: &impl AsyncFn(&tokio_postgres::Transaction<'_>) -> Result<(), tokio_postgres::Error>,
-) -> Result<(), tokio_postgres::Error> {
+    and: &impl AsyncFn(&tokio_postgres::Transaction<'_>) -> Result<bool, tokio_postgres::Error>,
+) -> Result<bool, tokio_postgres::Error> {
     let (table, (from, to)) = (part.table(), part.bounds());
     let transaction = client.transaction().await?;
     transaction.batch_execute(LOCK_TIMEOUT).await?;
@@ -60,8 +60,13 @@ async fn try_swap(
              ALTER TABLE event ATTACH PARTITION {table} FOR VALUES FROM ({from}) TO ({to})"
         ))
         .await?;
-    and(&transaction).await?;
-    transaction.commit().await
+    let done = and(&transaction).await?;
+    if done {
+        transaction.commit().await?;
+    } else {
+        transaction.rollback().await?;
+    }
+    Ok(done)
 }
 
 /// Removes a table that is no partition; whether there was one.

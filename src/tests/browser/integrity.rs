@@ -3,6 +3,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use milepost::ledger::key::SigningKey;
+use milepost::ledger::{Checkpoint, Hash as TreeHash, KeyFile};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -246,6 +248,81 @@ async fn a_browser_checks_the_checkpoint_and_compares_it_at_the_next_visit() {
         assert_eq!(changed[1].0, "wrong", "{changed:?}");
         assert!(changed[1].1.contains("has been changed"), "{changed:?}");
     }
+    assert_eq!(browser.console().await, [""; 0]);
+    browser.quit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_compared_with_its_leaf_in_all_but_its_sealed_texts() {
+    let server = Server::start().await;
+    let client = server.client();
+    client.job("mari").await;
+    sealed(&client, 4).await;
+    let browser = logged_in(&server).await;
+    checks(&browser, &server).await;
+    let first = json!({"position": "1"});
+    let included = check(&browser, "inclusion", &first).await;
+    assert_eq!((&*included[0].0, &*included[1].0), ("ok", "open"), "{included:?}");
+    assert!(included[0].1.contains("#1, AgentCreated, is in the log"), "{included:?}");
+    assert!(included[1].1.contains("could not be compared"), "{included:?}");
+    // What a server would say that shows something else.
+    for change in [
+        "event.type = 'JobQueued'",
+        "event.schema_version += 1",
+        "event.version += 1",
+        "event.stream = event.stream.replace(/.$/, (digit) => digit === '0' ? '1' : '0')",
+        "event.recorded_at = new Date(Date.parse(event.recorded_at) + 1000).toISOString()",
+        "event.metadata.actor += '.'",
+        "event.data.more = null",
+        "event.data = [event.data]",
+    ] {
+        let lie = format!(
+            "window.honest ??= window.fetch;
+             window.fetch = async (path, options) => {{
+                 const answer = await window.honest(path, options);
+                 if (path !== '/api/events/1') return answer;
+                 const event = await answer.json();
+                 {change};
+                 return new Response(JSON.stringify(event));
+             }};"
+        );
+        browser.run(&lie).await;
+        let found = check(&browser, "inclusion", &first).await;
+        assert_eq!((found.len(), &*found[0].0), (1, "wrong"), "{change}: {found:?}");
+    }
+    assert_eq!(browser.console().await, [""; 0]);
+    browser.quit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_checkpoint_of_more_events_than_the_log_has_says_that_it_became_shorter() {
+    let server = Server::start().await;
+    let client = server.client();
+    client.job("mari").await;
+    sealed(&client, 4).await;
+    let browser = logged_in(&server).await;
+    let first = checks(&browser, &server).await;
+    let can_verify = first[0].0 == "ok";
+
+    // One that is only newer than the page is what the log has by now.
+    client.job("juno").await;
+    sealed(&client, 8).await;
+    let note = client.send(client.request(reqwest::Method::GET, "/log/checkpoint")).await;
+    let kept = check(&browser, "kept", &json!({"kept": note.text()})).await;
+    assert_eq!(kept.last().unwrap().0, "ok", "{kept:?}");
+
+    let origin = note.text().lines().next().unwrap().to_owned();
+    let later = Checkpoint { origin, size: 1_000, root: TreeHash([7; 32]) };
+    let keys = KeyFile::new(server.dir().join("seal-key.pem")).read().unwrap();
+    let signed = keys.last().unwrap().sign(&later);
+    let kept = check(&browser, "kept", &json!({"kept": signed})).await;
+    let expected = if can_verify { ["ok", "wrong"] } else { ["open", "open"] };
+    assert_eq!([&*kept[0].0, &*kept[1].0], expected, "{kept:?}");
+    assert!(kept[1].1.contains("log has become shorter"), "{kept:?}");
+    assert!(kept[1].1.contains("it has 1,000 events"), "{kept:?}");
+    let forged = SigningKey::generate().unwrap().sign(&later);
+    let kept = check(&browser, "kept", &json!({"kept": forged})).await;
+    assert_eq!((kept.len(), &*kept[0].0), (1, "wrong"), "{kept:?}");
     assert_eq!(browser.console().await, [""; 0]);
     browser.quit().await;
 }

@@ -89,6 +89,16 @@ impl Server {
         begun.elapsed()
     }
 
+    /// Waits until it has ended by itself; its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        tokio::time::timeout(PATIENCE, self.child.wait()).await.unwrap().unwrap().code()
+    }
+
+    /// What it has told its operator.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.dir().join("server.log")).unwrap()
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap()

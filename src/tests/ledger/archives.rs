@@ -552,6 +552,68 @@ async fn a_kept_table_stays_until_it_is_told_to_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn kept_tables_come_and_go_with_their_indexes_made_before_they_are_exchanged() {
+    let story = story().await;
+    let archive = ["archive", "--before", "600", "--to", story.directory(), "--keep-table"];
+    let restore = ["restore", "--from", story.directory()];
+    for arguments in [&archive[..], &restore, &archive, &restore, &archive] {
+        let (code, words) = log(&story.server, arguments).await;
+        assert_eq!(code, Some(0), "{words}");
+        story.settle().await;
+        // What is made while the log is locked is named after the partition it is made for.
+        let made = "SELECT count(*) FROM pg_indexes WHERE tablename = 'event_000000' \
+                    AND indexname ~ '^event_000000_(restored|kept)_'";
+        assert_eq!(count(&story.server, made).await, 3);
+        let all = "SELECT count(*) FROM pg_indexes WHERE tablename = 'event_000000'";
+        assert_eq!(count(&story.server, all).await, 3);
+    }
+    is_clean(&audit(&story.server).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_goes_on_while_its_partition_leaves_stays_whole() {
+    let story = story().await;
+    let app = story.app().await;
+    let client = story.server.client();
+    let events = format!("SELECT count(*) FROM event WHERE stream_id = '{}'", story.over);
+    let before = count(&story.server, &events).await;
+    let mut recorded = 0;
+    let mut watch = |part: &archive::Part, step: Step| {
+        if part.number == 0 && step == Step::Recorded {
+            recorded += 1;
+        }
+        if recorded == 1 && step == Step::Recorded {
+            // What stays is chosen, and the partition is not exchanged yet.
+            let late = say(&client, json!({"job_id": story.over, "status": "running"}));
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(late));
+        }
+        ControlFlow::Continue(())
+    };
+    archive::archive(&app, &story.order(), &mut watch).await.unwrap();
+    assert_eq!(recorded, 2);
+    assert_eq!(count(&story.server, &events).await, before + 1);
+    story.settle().await;
+    is_clean(&story.audit_all().await);
+    is_clean(&audit(&story.server).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_epoch_begins_over_an_archive_whose_tiles_are_missing() {
+    const STATE: &str = "SELECT epoch + size + (SELECT count(*) FROM tree_tile) FROM log_head";
+    let mut story = story().await;
+    story.archive().await;
+    story.settle().await;
+    story.server.stop().await;
+    let owner = sql(&story.server.database_url()).await;
+    owner.batch_execute("DELETE FROM tree_tile WHERE level = 1").await.unwrap();
+    let before = count(&story.server, STATE).await;
+    let (code, words) = log(&story.server, &["new-epoch", "--reason", "restored"]).await;
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains("tiles of the first 511 events are missing"), "{words}");
+    assert_eq!(count(&story.server, STATE).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn callbacks_are_taken_while_partitions_are_exchanged() {
     let story = story().await;
     let client = story.server.client();

@@ -85,6 +85,10 @@ async fn the_restore_drill_loses_and_doubles_nothing_that_is_acknowledged_after_
     server.move_to(restored.clone()).await;
     let client = server.client();
     assert!(client.read("/api/events?limit=0").await["head"].as_u64().unwrap() < lost);
+    // Nothing is taken: it would get positions that were given before.
+    let body = json!({"job_id": job, "status": "provisioning", "step": "early"});
+    assert_eq!(client.callback(&body).await.0, 503);
+    assert_eq!(client.get("/readyz").await.0, 503);
     wait_until("sealing is refused", || async { refused(&client).await.then_some(()) }).await;
     assert!(checkpoint(&client).await.is_none_or(|(size, _)| size <= backed_up));
     server.stop().await;
@@ -101,6 +105,13 @@ async fn the_restore_drill_loses_and_doubles_nothing_that_is_acknowledged_after_
     assert_eq!(reset.event, "reset");
     let begun = reset.json()["epoch"].as_i64().unwrap();
     assert!(begun > epoch);
+
+    // What was refused is taken when it is said again.
+    let (status, answer) = client.callback(&body).await;
+    assert_eq!((status.as_u16(), &answer["applied"]), (200, &true.into()), "{answer}");
+    let message = stream.next_named("recorded").await;
+    assert_eq!(message.id, format!("{begun}-{}", answer["position"]));
+    let early = answer["position"].as_u64().unwrap();
 
     // What is acknowledged from now on is there once, also where it was said before the loss.
     let mut acknowledged = Vec::new();
@@ -140,7 +151,7 @@ async fn the_restore_drill_loses_and_doubles_nothing_that_is_acknowledged_after_
         .filter(|event| event["type"] == "ProvisioningStepRecorded")
         .map(|event| event["position"].as_u64().unwrap())
         .collect();
-    assert_eq!(steps, acknowledged);
+    assert_eq!(steps, [&[early][..], &acknowledged].concat());
 
     // Checkpoints say the epoch; the log is proven across it, over the archive of before.
     assert!(newer.lines().next().unwrap().ends_with(&format!("/log/{begun}")), "{newer}");

@@ -2,22 +2,55 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use milepost::app::App;
+use milepost::config::Config;
 use milepost::ledger::note::{Note, open};
 use milepost::ledger::verify::{Problem, Trust};
-use reqwest::Method;
-use serde_json::Value;
+use milepost::log::{AppendError, Appended, Decision, Expected};
+use milepost_schemas::event::LogKeyRotated;
+use milepost_schemas::{Metadata, StreamId};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{audit, audit_with, checkpoint, key, key_file, log, record, sealed};
-use crate::harness::{Client, Options, Server, sql, wait_until};
+use crate::harness::{Client, Options, PATIENCE, Server, database, sql, wait_until};
 
-async fn seal_refused(client: &Client) -> bool {
+/// A number of `/metrics`.
+async fn metric(client: &Client, name: &str) -> u64 {
     let request = client.request(Method::GET, "/metrics").bearer_auth(&client.token);
     let metrics = client.send(request).await;
-    metrics.text().lines().any(|line| line == "milepost_seal_refused 1")
+    let line = metrics.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap().parse().unwrap()
 }
 
 async fn wait_for_refusal(client: &Client) {
-    wait_until("sealing is refused", || async { seal_refused(client).await.then_some(()) }).await;
+    wait_until("sealing is refused", || async {
+        (metric(client, "milepost_seal_refused").await == 1).then_some(())
+    })
+    .await;
+}
+
+/// Waits until sealing has ended so often by an error.
+async fn wait_for_errors(client: &Client, errors: u64) {
+    wait_until("sealing has failed", || async {
+        (metric(client, "milepost_seal_errors_total").await >= errors).then_some(())
+    })
+    .await;
+}
+
+/// A callback that nothing is in the way of.
+fn heartbeat(number: u32) -> Value {
+    json!({"job_id": uuid::Uuid::from_u128(7), "type": "heartbeat", "attempt": number})
+}
+
+/// Nothing is acknowledged, and the server says why.
+async fn assert_takes_nothing(client: &Client) {
+    assert_eq!(client.callback(&heartbeat(1)).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let (status, problem) = client.get("/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(problem["detail"].as_str().unwrap().contains("set back"), "{problem}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,11 +169,13 @@ async fn a_log_that_was_set_back_is_not_sealed_until_a_new_epoch_says_why() {
     let owner = sql(&server.database_url()).await;
     owner.batch_execute(SET_BACK).await.unwrap();
     server.restart().await;
-    let client = server.client();
-    wait_for_refusal(&client).await;
-    // Nor when it has grown past what was signed: it is another log.
-    record(&client, 20).await;
+    wait_for_refusal(&server.client()).await;
+    assert_takes_nothing(&server.client()).await;
     server.stop().await;
+    // Nor is it sealed when it has grown past what was signed, by a machine that has signed nothing.
+    let mut other = Server::beside(&server).await;
+    record(&other.client(), 20).await;
+    other.stop().await;
     server.restart().await;
     wait_for_refusal(&server.client()).await;
     assert!(checkpoint(&server.client()).await.is_none_or(|(size, _)| size <= 12));
@@ -172,6 +207,174 @@ async fn a_log_that_was_set_back_is_not_sealed_until_a_new_epoch_says_why() {
         "{:?}",
         report.findings
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_beneath_which_the_log_is_set_back_ends_and_the_next_one_takes_nothing() {
+    let mut server = Server::start().await;
+    let client = server.client();
+    record(&client, 20).await;
+    sealed(&client).await;
+    let epoch = client.read("/readyz").await["epoch"].as_i64().unwrap();
+    let owner = sql(&server.database_url()).await;
+    owner.batch_execute(SET_BACK).await.unwrap();
+    assert_eq!(server.ended().await, Some(1));
+    let said = server.said();
+    assert!(said.contains("the log was set back while this process ran"), "{said}");
+    server.restart().await;
+    assert_takes_nothing(&server.client()).await;
+    let told = || server.said().matches("nothing is taken over a log that has lost events").count();
+    let before = told();
+    assert_takes_nothing(&server.client()).await;
+    assert_eq!(told(), before, "once is enough");
+    server.stop().await;
+    let (code, words) = log(&server, &["new-epoch", "--reason", "restored"]).await;
+    assert_eq!(code, Some(0), "{words}");
+    server.restart().await;
+    let client = server.client();
+    assert_eq!(client.read("/readyz").await["position"], 13);
+    let (status, answer) = client.callback(&heartbeat(1)).await;
+    assert_eq!((status, &answer["position"]), (StatusCode::OK, &14.into()), "{answer}");
+    let mut stream = client.stream("/api/events/stream", Some(&format!("{epoch}-12"))).await;
+    assert_eq!(stream.next().await.unwrap().event, "reset");
+    sealed(&client).await;
+    assert!(audit(&server).await.is_clean());
+}
+
+async fn append(app: &App) -> Result<Appended, AppendError> {
+    let event = LogKeyRotated { former_key: "one".to_owned(), key: "another".to_owned() };
+    let decision = Decision {
+        events: vec![(StreamId::LEDGER, event.into())],
+        expected: vec![(StreamId::LEDGER, Expected::Any)],
+        metadata: std::sync::Arc::new(Metadata {
+            actor: "system:test".to_owned(),
+            correlation_id: StreamId::LEDGER.0,
+            causation_id: None,
+            callback: None,
+        }),
+        queue: None,
+    };
+    app.log.append(decision, Instant::now() + PATIENCE).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_appended_to_a_log_that_is_smaller_than_its_process_knows() {
+    let url = database().await;
+    let shutdown = CancellationToken::new();
+    let config = Config::of_tool(url.clone(), Vec::new());
+    let app = App::open(config, shutdown.clone()).await.unwrap();
+    for _ in 0..20 {
+        append(&app).await.unwrap();
+    }
+    let owner = sql(&url).await;
+    owner.batch_execute(SET_BACK).await.unwrap();
+    for _ in 0..2 {
+        assert!(matches!(append(&app).await, Err(AppendError::Unavailable)));
+    }
+    let row = owner.query_one("SELECT size, (SELECT count(*) FROM event) FROM log_head", &[]).await;
+    let row = row.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (12, 12));
+    tokio::time::timeout(PATIENCE, shutdown.cancelled()).await.unwrap();
+    assert!(app.log.feed().is_set_back());
+}
+
+/// What somebody does who may do everything in the database, and has not the key.
+const FORGE_EPOCH: &str = "UPDATE log_head SET epoch = epoch + 1; \
+     SELECT append_event('00000000-0000-0000-0000-000000000000', 111::smallint, 1::smallint, \
+         convert_to('{\"actor\":\"system:new-epoch\",\"correlation_id\":\"00000000-0000-0000-0000-000000000000\"}', 'UTF8'), \
+         convert_to(json_build_object('former_epoch', epoch - 1, 'epoch', epoch, 'size', 0, \
+             'begun_by', 'root', 'reason', 'none')::text, 'UTF8')) FROM log_head; \
+     TRUNCATE tree_tile";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_epoch_that_nobody_has_agreed_to_beside_the_key_is_not_signed() {
+    let mut server = Server::start().await;
+    record(&server.client(), 20).await;
+    let (_, note) = sealed(&server.client()).await;
+    server.stop().await;
+    let owner = sql(&server.database_url()).await;
+    let forge =
+        FORGE_EPOCH.replace(&uuid::Uuid::nil().to_string(), &StreamId::LEDGER.0.to_string());
+    owner.batch_execute(&forge).await.unwrap();
+    server.restart().await;
+    wait_for_refusal(&server.client()).await;
+    assert_eq!(checkpoint(&server.client()).await, None);
+    server.stop().await;
+
+    // One that was begun where the key is not takes a word on the machine that has it.
+    let elsewhere = server.dir().join("elsewhere/seal-key.pem");
+    let arguments =
+        ["new-epoch", "--reason", "restored", "--key-file", elsewhere.to_str().unwrap()];
+    let (code, words) = log(&server, &arguments).await;
+    assert_eq!(code, Some(0), "{words}");
+    let row = owner.query_one("SELECT epoch FROM log_head", &[]).await.unwrap();
+    let epoch: i64 = row.get(0);
+    assert!(words.contains(&format!("echo {epoch} > seal-key.epoch")), "{words}");
+    server.restart().await;
+    wait_for_refusal(&server.client()).await;
+    let why = server.said();
+    assert!(why.contains(&format!("write {epoch} into")), "{why}");
+    std::fs::write(server.dir().join("seal-key.epoch"), format!("{epoch}\n")).unwrap();
+    let (_, newer) = sealed(&server.client()).await;
+    assert!(newer.lines().next().unwrap().ends_with(&epoch.to_string()));
+    assert_ne!(note.lines().next(), newer.lines().next());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_its_machine_cannot_remember_is_not_given_out() {
+    let server = Server::start().await;
+    let client = server.client();
+    record(&client, 10).await;
+    let (size, note) = sealed(&client).await;
+    // In the way of the next note.
+    let way = server.dir().join("seal-key.checkpoint.new");
+    std::fs::create_dir(&way).unwrap();
+    record(&client, 10).await;
+    wait_for_refusal(&client).await;
+    assert_eq!(checkpoint(&client).await, Some((size, note)));
+    std::fs::remove_dir(&way).unwrap();
+    assert!(sealed(&client).await.0 > size);
+    assert!(audit(&server).await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_whose_checkpoint_cannot_be_signed_is_told_once() {
+    let server = Server::start().await;
+    let client = server.client();
+    record(&client, 10).await;
+    sealed(&client).await;
+    let former = key(&client).await;
+    let owner = sql(&server.database_url()).await;
+    let full = "CREATE FUNCTION refuse_key() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN RAISE 'the disk is full'; END $$; \
+         CREATE TRIGGER refuse_key BEFORE INSERT ON sealing_key \
+         FOR EACH ROW EXECUTE FUNCTION refuse_key()";
+    owner.batch_execute(full).await.unwrap();
+    let (code, words) = log(&server, &["rotate-key"]).await;
+    assert_eq!(code, Some(0), "{words}");
+    wait_for_errors(&client, 3).await;
+    owner.batch_execute("DROP TRIGGER refuse_key ON sealing_key").await.unwrap();
+    wait_until("the new key signs", || async { (key(&client).await != former).then_some(()) })
+        .await;
+    let told = client.read("/api/events?type=LogKeyRotated").await;
+    assert_eq!(told["events"].as_array().unwrap().len(), 1, "{told}");
+    assert!(audit(&server).await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sealing_goes_on_after_a_row_that_cannot_be_read() {
+    let mut server = Server::start().await;
+    record(&server.client(), 10).await;
+    let (size, _) = sealed(&server.client()).await;
+    server.stop().await;
+    let owner = sql(&server.database_url()).await;
+    owner.batch_execute("UPDATE checkpoint SET sealed_at = 'infinity'").await.unwrap();
+    server.restart().await;
+    let client = server.client();
+    wait_for_errors(&client, 2).await;
+    owner.batch_execute("UPDATE checkpoint SET sealed_at = now()").await.unwrap();
+    record(&client, 10).await;
+    assert!(sealed(&client).await.0 > size);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,6 +38,7 @@ async fn prometheus_finds_every_metric_under_its_name() {
         "milepost_jobs_active",
         "milepost_log_position",
         "milepost_log_sealed_position",
+        "milepost_seal_errors",
         "milepost_seal_refused",
         "milepost_subscribers",
         "milepost_view_lag_events",

@@ -66,6 +66,50 @@ const size = (written) => {
   return value;
 };
 
+/** A sealed text, as `token.rs` writes it: it stands in the tree, and gives way to what it says where it is shown. */
+const TOKEN = /mp1\.[0-9a-f]{32}\.[A-Za-z0-9_-]+\./;
+
+/** Whether a text is these parts, one behind the other, with anything in between. */
+function isMadeOf(parts, shown) {
+  const [first, ...others] = parts;
+  if (others.length === 0) return shown === first;
+  if (!shown.startsWith(first)) return false;
+  const last = others.pop();
+  let from = first.length;
+  for (const part of others) {
+    const at = shown.indexOf(part, from);
+    if (at < 0) return false;
+    from = at + part.length;
+  }
+  return shown.length - last.length >= from && shown.endsWith(last);
+}
+
+/** How many sealed texts there are in what is stored; `null` where what is shown differs in anything else. */
+function sealedTexts(stored, shown) {
+  if (typeof stored === "string") {
+    const parts = stored.split(TOKEN);
+    return typeof shown === "string" && isMadeOf(parts, shown) ? parts.length - 1 : null;
+  }
+  if (stored === null || typeof stored !== "object") return stored === shown ? 0 : null;
+  if (shown === null || typeof shown !== "object" || Array.isArray(stored) !== Array.isArray(shown)) return null;
+  const names = Object.keys(stored);
+  if (Object.keys(shown).length !== names.length) return null;
+  let sealed = 0;
+  for (const name of names) {
+    const within = Object.hasOwn(shown, name) ? sealedTexts(stored[name], shown[name]) : null;
+    if (within === null) return null;
+    sealed += within;
+  }
+  return sealed;
+}
+
+/** A time in microseconds since 1970; `null` for what is none. */
+function microseconds(written) {
+  const [, seconds, fraction = ""] = /^([^.]+)(?:\.([0-9]{1,6}))?Z$/.exec(written) ?? [];
+  const at = Date.parse(`${seconds}Z`);
+  return Number.isNaN(at) ? null : BigInt(at) * 1000n + BigInt(fraction.padEnd(6, "0"));
+}
+
 /** The tree of `to` begins with that of `from`: proven by the server's hashes, against both roots. */
 async function consistent(from, fromRoot, to, toRoot) {
   const proof = await askJson(`/api/proofs/consistency?from=${from}&to=${to}`);
@@ -181,11 +225,20 @@ class Integrity extends HTMLElement {
     }
     const sealed = parseLeaf(leaf);
     const event = await askJson(`/api/events/${at}`);
-    const shown = JSON.stringify(JSON.parse(sealed.body)) === JSON.stringify(event.data)
-      && JSON.stringify(JSON.parse(sealed.header)) === JSON.stringify(event.metadata)
-      && sealed.stream === event.stream && sealed.version === event.version;
-    if (!shown) return [line("wrong", `#${number(at)} is sealed, but this server shows another text for it.`, sealed.body)];
-    return [line("ok", `#${number(at)}, ${event.type}, is in the log of ${number(tree)} events, in these bytes and at this place: ${proof.hashes.length} hashes lead from it to the root.`, sealed.body)];
+    const texts = sealedTexts([JSON.parse(sealed.header), JSON.parse(sealed.body)], [event.metadata, event.data]);
+    const isShown = texts !== null && sealed.stream === event.stream && sealed.version === event.version
+      && (this.#types.get(sealed.code) ?? "Unknown") === event.type && sealed.schemaVersion === event.schema_version
+      && sealed.recordedAtUs === microseconds(event.recorded_at);
+    if (!isShown) return [line("wrong", `#${number(at)} is sealed, but this server shows something else for it.`, sealed.body)];
+    const included = line("ok", `#${number(at)}, ${event.type}, is in the log of ${number(tree)} events, in these bytes and at this place: ${proof.hashes.length} hashes lead from it to the root.`, sealed.body);
+    if (texts === 0) return [included];
+    const those = texts === 1 ? "One text of it is personal and" : `${texts} texts of it are personal and`;
+    return [included, line("open", `${those} in the tree only encrypted: whether this server shows what was written could not be compared.`)];
+  }
+
+  /** The names of types by their codes. */
+  get #types() {
+    return new Map(this.dataset.types.split(",").map((type) => type.split(" ")).map(([code, name]) => [Number(code), name]));
   }
 
   async consistency({ from, to }) {
@@ -204,16 +257,23 @@ class Integrity extends HTMLElement {
 
   async kept({ kept }) {
     const note = parseNote(`${kept.value.trim()}\n`);
+    // It may be newer than this page.
+    if (note.size > this.#checkpoint.size) put(slot(this, "checks"), await this.#latest());
     const { origin, size: tree, root } = this.#checkpoint;
     if (note.origin !== origin) throw new Error(`it is of ${note.origin}, and this log is ${origin}`);
-    const lines = [await this.#signed(note)];
-    const isOlder = note.size <= tree;
-    const held = isOlder ? await consistent(note.size, note.root, tree, root) : await consistent(tree, root, note.size, note.root);
-    if (held && note.size === tree && !same(note.root, root)) return [line("wrong", "Two checkpoints of the same size disagree.")];
-    lines.push(held
+    const signed = await this.#signed(note);
+    if (note.size > tree) return [signed, ...this.#beyond(note, signed.dataset.check)];
+    if (note.size === tree && !same(note.root, root)) return [signed, line("wrong", "Two checkpoints of the same size disagree.")];
+    return [signed, (await consistent(note.size, note.root, tree, root))
       ? line("ok", `It is the beginning of this log: its ${number(note.size)} events are as they were.`)
-      : line("wrong", `This log does not continue it: among its ${number(note.size)} events something was changed.`));
-    return lines;
+      : line("wrong", `This log does not continue it: among its ${number(note.size)} events something was changed.`)];
+  }
+
+  /** What a checkpoint means that has more events than the log. */
+  #beyond(note, signed) {
+    const sizes = `it has ${number(note.size)} events, and the log has ${number(this.#checkpoint.size)} now`;
+    if (signed === "ok") return [line("wrong", `The log has become shorter since this checkpoint was signed: ${sizes}.`)];
+    return signed === "wrong" ? [] : [line("open", `If its signature holds, the log has become shorter: ${sizes}.`)];
   }
 }
 
