@@ -114,6 +114,8 @@ fn told(directory: &Path, manifest: &Manifest) -> Result<Told, BundleError> {
         checkpoints: checkpoints.into_iter().map(SignedCheckpoint::from).collect(),
         keys: keys.into_iter().map(ListedKey::from).collect(),
         archived: Vec::new(),
+        // It ends with what was signed.
+        at: None,
     })
 }
 
