@@ -1,4 +1,4 @@
-//! Reads the log as leaves, in order, and goes on behind what is not there.
+//! Reads the log as leaves, in order, and goes on behind what is not there, or is there twice.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::Leaf;
 use super::leaf::microseconds;
 use crate::log::{Chunk, Database, DatabaseError, Parts, RANGE_EVENTS, Row, scan};
 
-/// Gaps after which reading is given up: each takes a new start, and of a log with so many nobody
+/// Gaps, torn and doubled events after which reading is given up: each takes a new start, and of a log with so many nobody
 /// needs the rest to know that it was changed.
 pub const GAPS_MAX: usize = 1_000;
 
@@ -22,8 +22,17 @@ pub enum Piece<T> {
     Missing(u64, u64),
     /// There is an event at this position, and it is none that Milepost could have written.
     Torn(u64),
+    /// There are several events at this position; one of them may have been read.
+    Twice(u64),
     /// There are too many gaps: nothing is read from this position on.
     GivenUp(u64),
+}
+
+/// What is wrong at a position.
+enum Trouble {
+    Missing,
+    Torn,
+    Twice,
 }
 
 /// What `work` makes of every event after `after` and up to `upto`, in order; read over so many
@@ -44,7 +53,7 @@ pub fn leaves<T: Send + 'static>(
     async_stream::try_stream! {
         let mut after = after;
         let mut gaps = 0;
-        // A range that is to be read up to a gap, then the rest.
+        // A range that is to be read up to what is wrong, then the rest.
         let mut before_gap: Option<Position> = None;
         while after < upto {
             let end = before_gap.unwrap_or(upto);
@@ -58,15 +67,16 @@ pub fn leaves<T: Send + 'static>(
                         after = Position(last);
                         yield Piece::Events(events);
                     }
-                    Err(DatabaseError::Missing(at)) => trouble = Some((at, true)),
-                    Err(DatabaseError::Torn(at)) => trouble = Some((at, false)),
+                    Err(DatabaseError::Missing(at)) => trouble = Some((at, Trouble::Missing)),
+                    Err(DatabaseError::Torn(at)) => trouble = Some((at, Trouble::Torn)),
+                    Err(DatabaseError::Twice(at)) => trouble = Some((at, Trouble::Twice)),
                     Err(error) => Err(error)?,
                 }
             }
             before_gap = None;
-            let Some((at, missing)) = trouble else { continue };
+            let Some((at, trouble)) = trouble else { continue };
             if after.next() < at {
-                // What was read in front of the gap was not handed over.
+                // What was read in front of it was not handed over.
                 before_gap = Some(Position(at.0 - 1));
                 continue;
             }
@@ -75,29 +85,42 @@ pub fn leaves<T: Send + 'static>(
                 yield Piece::GivenUp(at.0);
                 return;
             }
-            if missing {
-                let last = next_there(&database, at, upto).await?.0 - 1;
-                after = Position(last);
-                yield Piece::Missing(at.0, last);
-            } else {
-                after = at;
-                yield Piece::Torn(at.0);
+            match trouble {
+                Trouble::Missing => {
+                    let last = next_there(&database, at, upto).await?.0 - 1;
+                    after = Position(last);
+                    yield Piece::Missing(at.0, last);
+                }
+                Trouble::Torn => {
+                    after = at;
+                    yield Piece::Torn(at.0);
+                }
+                Trouble::Twice => {
+                    // One of them may have ended the chunk before.
+                    after = after.max(at);
+                    yield Piece::Twice(at.0);
+                }
             }
         }
     }
 }
 
-/// The first position from one on that has an event; behind the end where none has.
+/// The first position behind a missing one that has an event; behind the end where none has.
 async fn next_there(
     database: &Database,
-    from: Position,
+    missing: Position,
     upto: Position,
 ) -> Result<Position, DatabaseError> {
     let sql = "SELECT min(position) FROM event WHERE position >= $1 AND position <= $2";
     let client = database.get().await?;
-    let row = client.query_one(sql, &[&(from.0 as i64), &(upto.0 as i64)]).await?;
+    let row = client.query_one(sql, &[&(missing.0 as i64), &(upto.0 as i64)]).await?;
     let found: Option<i64> = row.get(0);
-    Ok(found.map_or(upto.next(), |found| Position(found as u64)))
+    match found.map_or(upto.next(), |found| Position(found as u64)) {
+        found if found == missing => {
+            Err(DatabaseError::Unexpected(format!("event {missing} was missing, and is there")))
+        }
+        found => Ok(found),
+    }
 }
 
 fn leaf(row: &Row) -> Leaf<'_> {

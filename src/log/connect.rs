@@ -57,6 +57,9 @@ pub enum DatabaseError {
     /// An event is not whole.
     #[error("event {0} cannot be read from the log: its row is torn")]
     Torn(Position),
+    /// Two events have one position.
+    #[error("event {0} is in the log twice")]
+    Twice(Position),
     /// A stored value makes no sense.
     #[error("the database holds something unexpected: {0}")]
     Unexpected(String),

@@ -188,8 +188,9 @@ impl Fields<'_> {
 /// come out in order. At the most `CHUNKS_AHEAD + 2` chunks a connection are in memory.
 ///
 /// # Errors
-/// [`DatabaseError::Missing`] and [`DatabaseError::Torn`] for the first event that is not there or
-/// not whole, [`DatabaseError::Archived`] where it has left the database, and others when the database cannot be read; nothing comes after an error.
+/// [`DatabaseError::Missing`], [`DatabaseError::Torn`] and [`DatabaseError::Twice`] for the first event
+/// that is not there, not whole or not alone, [`DatabaseError::Archived`] where it has left the
+/// database, and others when the database cannot be read; nothing comes after an error.
 /// Source: `migrations/V1__log.sql`.
 pub fn scan<T, F>(
     database: &Database,
@@ -368,7 +369,10 @@ impl Copy {
             }
             let row = (count == Some(COLUMNS_COUNT)).then(|| Row::parse(message, at)).flatten();
             let (row, end) = row.ok_or(DatabaseError::Torn(next))?;
-            if row.position != next {
+            if row.position < next {
+                return Err(DatabaseError::Twice(row.position));
+            }
+            if row.position > next {
                 return Err(DatabaseError::Missing(next));
             }
             self.rows.push(row);
@@ -471,6 +475,18 @@ mod tests {
         let message = Bytes::from(begun(&[encoded(5, b"", b""), encoded(7, b"", b"")]));
         let taken = copy.take(&message, Position(4));
         assert!(matches!(taken, Err(DatabaseError::Missing(Position(6)))));
+    }
+
+    #[test]
+    fn a_doubled_position_is_named_in_a_chunk_and_behind_one() {
+        let mut copy = Copy::default();
+        let rows = [encoded(5, b"", b"a"), encoded(6, b"", b"a"), encoded(6, b"", b"b")];
+        let taken = copy.take(&Bytes::from(begun(&rows)), Position(4));
+        assert!(matches!(taken, Err(DatabaseError::Twice(Position(6)))), "{taken:?}");
+        // Its first row went with the chunk before.
+        let mut copy = Copy::default();
+        let taken = copy.take(&Bytes::from(begun(&[encoded(6, b"", b"b")])), Position(6));
+        assert!(matches!(taken, Err(DatabaseError::Twice(Position(6)))), "{taken:?}");
     }
 
     #[test]

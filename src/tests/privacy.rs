@@ -3,10 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use milepost::app::App;
 use milepost::config::Config;
 use milepost::domain::AgentCommand;
 use milepost::execute;
+use milepost::ledger::proof::includes;
+use milepost::ledger::{Hash, note};
 use milepost::log::Since;
 use milepost_schemas::{AgentId, Metadata, Position};
 use reqwest::Method;
@@ -17,6 +21,7 @@ use uuid::Uuid;
 use crate::harness::{
     Client, MASTER_KEY, MILEPOST, Options, Server, database, sql, text, wait_until,
 };
+use crate::ledger::{key, log, sealed};
 
 /// Another master key.
 const NEXT_MASTER_KEY: &str = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
@@ -228,6 +233,66 @@ async fn erased_data_is_in_no_file_no_answer_no_stream_and_no_log() {
     assert_eq!(last["data"]["kind"], "node");
     assert_eq!(last["data"]["erased_by"], "token:dev");
     assert_eq!(last["data"]["reason"], "request 17");
+}
+
+#[tokio::test]
+async fn an_erased_log_is_proven_event_by_event_and_its_exports_hold_none_of_it() {
+    let server = Server::start().await;
+    let client = server.client();
+    let subjects = Subjects::make(&client).await;
+    let (_, before) = sealed(&client).await;
+    for subject in [&subjects.agent, &subjects.node] {
+        client.erase(subject).await;
+    }
+    let (size, note) = sealed(&client).await;
+    let key = key(&client).await;
+    let kept = server.dir().join("kept");
+    std::fs::write(&kept, before).unwrap();
+    let secret = server.ready("callback_secret");
+    let arguments =
+        ["verify", "--callback-secrets", &secret, "--checkpoint", kept.to_str().unwrap()];
+    let (code, words) = log(&server, &arguments).await;
+    assert_eq!(code, Some(0), "{words}");
+
+    let signed = note::open(&note, std::slice::from_ref(&key)).unwrap();
+    let Subjects { agent, failed, succeeded, node } = &subjects;
+    let streams = [agent, failed, succeeded, node];
+    let events = client.events().await;
+    let of_subjects = |event: &&Value| streams.iter().any(|stream| event["stream"] == **stream);
+    let positions: Vec<u64> = events
+        .iter()
+        .filter(of_subjects)
+        .map(|event| event["position"].as_u64().unwrap())
+        .collect();
+    assert!(positions.len() > streams.len(), "{positions:?}");
+    for position in positions {
+        let path = format!("/api/proofs/inclusion?position={position}&size={size}");
+        let proof = client.read(&path).await;
+        let leaf = STANDARD.decode(text(&proof, "leaf")).unwrap();
+        let hashes = proof["hashes"].as_array().unwrap().iter();
+        let hashes: Vec<Hash> = hashes.map(|it| it.as_str().unwrap().parse().unwrap()).collect();
+        let hash = Hash::of_leaf(&leaf);
+        assert!(includes(position - 1, signed.size, hash, signed.root, &hashes), "{position}");
+        for clear in CLEAR {
+            assert!(memchr::memmem::find(&leaf, clear.as_bytes()).is_none(), "{clear}");
+        }
+    }
+
+    for format in ["jsonl", "cloudevents"] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_str().unwrap();
+        let (code, words) = log(&server, &["export", path, "--format", format]).await;
+        assert_eq!(code, Some(0), "{words}");
+        let folders = [directory.path().to_owned()];
+        assert!(!holding(&folders, b"vm_created").is_empty(), "the search finds nothing");
+        for clear in CLEAR {
+            let files = holding(&folders, clear.as_bytes());
+            assert!(files.is_empty(), "{clear} is in {files:?}");
+        }
+        let verify = ["verify", "--bundle", path, "--key", &key.to_string()];
+        let (code, words) = log(&server, &verify).await;
+        assert_eq!(code, Some(0), "{words}");
+    }
 }
 
 #[tokio::test]

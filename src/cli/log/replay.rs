@@ -175,7 +175,7 @@ fn from_bundle(directory: &Path, take: &mut impl FnMut(&Line) -> bool) -> anyhow
     let manifest = bundle::manifest(directory)?;
     let (mut goes_on, mut trouble) = (true, None);
     for (_, path) in bundle::parts(directory, &manifest) {
-        bundle::read_part(&path, manifest.format, |line| {
+        bundle::read_part(&path, &manifest, |line| {
             if !goes_on || trouble.is_some() {
                 return;
             }

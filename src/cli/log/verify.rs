@@ -10,8 +10,9 @@ use anyhow::Context as _;
 use serde_json::json;
 
 use super::{CONNECTIONS, Place};
+use crate::app::Clock;
 use crate::intake::github::Secret;
-use crate::ledger::verify::{Report, Trust};
+use crate::ledger::verify::{BegunEpoch, Report, Trust};
 use crate::ledger::{VerifierKey, bundle, verify};
 
 /// The exit code where something is wrong.
@@ -26,7 +27,8 @@ pub struct Args {
     /// of the key file here when not given
     #[arg(long)]
     key: Vec<String>,
-    /// A file with a signed checkpoint that was kept from elsewhere: the log must still be that one
+    /// A file with a signed checkpoint that was kept from elsewhere: the log must still be that one,
+    /// as it must be the one that the key file's machine has signed last
     #[arg(long)]
     checkpoint: Vec<PathBuf>,
     /// Secrets of callbacks, separated by commas, to check their signatures again
@@ -50,12 +52,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let trust = trust(&args)?;
     let pinned = !trust.keys.is_empty();
-    let report = match &args.bundle {
-        Some(directory) => {
-            let directory = directory.clone();
-            tokio::task::spawn_blocking(move || bundle::verify(&directory, trust)).await??
-        }
-        None => verify::database(&args.place.database()?, trust, args.connections).await?,
+    let report = if let Some(directory) = args.bundle.clone() {
+        tokio::task::spawn_blocking(move || bundle::verify(&directory, trust)).await??
+    } else {
+        let database = args.place.database()?;
+        verify::database(&database, trust, args.connections, Clock.now()).await?
     };
     let seconds = begun.elapsed().as_secs_f64();
     if args.json {
@@ -71,15 +72,16 @@ fn trust(args: &Args) -> anyhow::Result<Trust> {
     for given in &args.key {
         keys.extend(read_keys(given)?);
     }
-    if args.key.is_empty() && args.bundle.is_none() {
-        // Who may read the private keys may trust their public halves.
-        let own = args.place.key_file().read().unwrap_or_default();
-        keys.extend(own.iter().map(|key| key.verifier("")));
-    }
     let read = |path: &PathBuf| {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
     };
-    let notes = args.checkpoint.iter().map(read).collect::<anyhow::Result<_>>()?;
+    let mut notes = args.checkpoint.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    if args.key.is_empty() && args.bundle.is_none() {
+        // Who may read the private keys may trust their public halves, and what they signed last.
+        let file = args.place.key_file();
+        keys.extend(file.read()?.iter().map(|key| key.verifier("")));
+        notes.extend(file.last_note()?);
+    }
     let secrets = args.callback_secrets.as_deref().unwrap_or_default();
     let secrets = secrets.split(',').map(str::trim).filter(|secret| !secret.is_empty());
     let secrets = secrets.map(Secret::new).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
@@ -111,6 +113,15 @@ fn print(report: &Report, pinned: bool, seconds: f64) {
     );
     if let Some(root) = report.root {
         println!("{sealed} of them are sealed, under the root {root}");
+    }
+    for BegunEpoch { position, event } in &report.epochs {
+        let signed =
+            event.signed_size.map_or("nobody knew how many".to_owned(), |it| it.to_string());
+        println!(
+            "Epoch {} was begun at position {position}, after epoch {} with {} events, of which {signed} \
+             had been signed, by {:?}: {:?}. Only whoever runs the log can say whether that was meant",
+            event.epoch, event.former_epoch, event.size, event.begun_by, event.reason,
+        );
     }
     if report.archived > 0 {
         println!(
@@ -146,6 +157,17 @@ fn as_json(report: &Report, pinned: bool, seconds: f64) -> serde_json::Value {
             "problem": finding.problem.to_string(),
         })
     });
+    let epochs = report.epochs.iter().map(|BegunEpoch { position, event }| {
+        json!({
+            "position": position,
+            "former_epoch": event.former_epoch,
+            "epoch": event.epoch,
+            "size": event.size,
+            "signed_size": event.signed_size,
+            "begun_by": event.begun_by,
+            "reason": event.reason,
+        })
+    });
     json!({
         "verified": report.is_clean(),
         "keys_pinned": pinned,
@@ -159,6 +181,7 @@ fn as_json(report: &Report, pinned: bool, seconds: f64) -> serde_json::Value {
         "tiles": report.tiles,
         "callbacks": report.callbacks,
         "callbacks_unchecked": report.callbacks_unchecked,
+        "epochs": epochs.collect::<Vec<_>>(),
         "last_recorded_at": report.last_recorded_at,
         "found": report.found,
         "findings": findings.collect::<Vec<_>>(),

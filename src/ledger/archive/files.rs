@@ -159,6 +159,7 @@ async fn write_events(
                 return Err(DatabaseError::Missing(Position(position)).into());
             }
             Piece::Torn(position) => return Err(DatabaseError::Torn(Position(position)).into()),
+            Piece::Twice(position) => return Err(DatabaseError::Twice(Position(position)).into()),
         };
         for line in lines {
             encoder.write_all(line.as_bytes()).map_err(io(path))?;

@@ -13,6 +13,9 @@ use crate::ledger::{Hash, Leaf};
 /// The reverse-domain name before an event's type, as `CloudEvents` asks for one.
 const TYPE_PREFIX: &str = "dev.milepost.";
 
+/// Bytes of a line beyond which it is none: an event has a few hundred KiB at the most.
+pub(super) const LINE_BYTES_MAX: u64 = 64 << 20;
+
 /// An event of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
@@ -145,9 +148,9 @@ impl Line {
         let data_base64 = data.is_none().then(|| STANDARD.encode(&self.body));
         let event = CloudEvent {
             specversion: "1.0".to_owned(),
-            id: format!("{epoch}-{}", self.position),
-            source: format!("//{origin}"),
-            kind: format!("{TYPE_PREFIX}{}.v{}", self.type_name(), self.schema_version),
+            id: id(epoch, self.position),
+            source: source(origin),
+            kind: cloudevents_type(self.type_name(), self.schema_version),
             subject: self.stream.to_string(),
             time: self.recorded_at,
             datacontenttype: "application/json".to_owned(),
@@ -170,6 +173,9 @@ impl Line {
     /// In words.
     pub fn from_jsonl(text: &str) -> Result<Self, String> {
         let line: Jsonl = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if let Ok(known) = EventType::from_code(line.type_code) {
+            require("type", &line.kind, known.name())?;
+        }
         Ok(Self {
             position: line.position,
             stream: line.stream,
@@ -183,15 +189,21 @@ impl Line {
         })
     }
 
-    /// Reads a `CloudEvent`.
+    /// Reads a `CloudEvent` of a log. What its attributes say twice they must say alike.
     ///
     /// # Errors
     /// In words.
-    pub fn from_cloudevent(text: &str) -> Result<Self, String> {
+    pub fn from_cloudevent(text: &str, origin: &str, epoch: i64) -> Result<Self, String> {
         let event: CloudEvent = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let position = event.sequence.parse().map_err(|_| "sequence is no position")?;
+        require("id", &event.id, &id(epoch, position))?;
+        require("source", &event.source, &source(origin))?;
+        if let Ok(known) = EventType::from_code(event.typecode) {
+            require("type", &event.kind, &cloudevents_type(known.name(), event.schemaversion))?;
+        }
         let data = event.data.map(|data| data.get().to_owned());
         Ok(Self {
-            position: event.sequence.parse().map_err(|_| "sequence is no position")?,
+            position,
             stream: event.subject.parse().map_err(|_| "subject is no stream")?,
             version: event.streamversion,
             code: event.typecode,
@@ -206,6 +218,26 @@ impl Line {
     fn type_name(&self) -> &'static str {
         EventType::from_code(self.code).map_or("Unknown", EventType::name)
     }
+}
+
+fn id(epoch: i64, position: u64) -> String {
+    format!("{epoch}-{position}")
+}
+
+fn source(origin: &str) -> String {
+    format!("//{origin}")
+}
+
+fn cloudevents_type(name: &str, schema_version: i16) -> String {
+    format!("{TYPE_PREFIX}{name}.v{schema_version}")
+}
+
+/// What no hash covers is taken only where it is what the rest gives.
+fn require(name: &str, said: &str, expected: &str) -> Result<(), String> {
+    if said == expected {
+        return Ok(());
+    }
+    Err(format!("{name} is {said:?} where {expected:?} belongs"))
 }
 
 fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
@@ -258,9 +290,36 @@ mod tests {
             let line = line(header, body);
             assert_eq!(Line::from_jsonl(&line.to_jsonl()).unwrap(), line);
             let event = line.to_cloudevent("m.example/log/1", 1);
-            assert_eq!(Line::from_cloudevent(&event).unwrap(), line, "{event}");
+            let read = Line::from_cloudevent(&event, "m.example/log/1", 1);
+            assert_eq!(read.unwrap(), line, "{event}");
             assert_eq!(line.leaf().hash(), line.leaf_hash);
         }
+    }
+
+    #[test]
+    fn labels_that_no_hash_covers_must_be_those_of_the_event() {
+        let line = line(b"{}", b"{}");
+        let text = line.to_jsonl();
+        let relabelled = text.replace("ProvisioningStepRecorded", "ServerCreated");
+        assert_ne!(text, relabelled);
+        assert!(Line::from_jsonl(&relabelled).unwrap_err().contains("type"));
+        let event = line.to_cloudevent("m.example/log/1", 1);
+        for (label, from, to) in [
+            ("type", "ProvisioningStepRecorded", "ServerCreated"),
+            ("type", "Recorded.v1", "Recorded.v2"),
+            ("id", "\"1-4711\"", "\"1-4712\""),
+            ("id", "\"1-4711\"", "\"2-4711\""),
+            ("source", "//m.example/log/1", "//n.example/log/1"),
+        ] {
+            let relabelled = event.replace(from, to);
+            assert_ne!(event, relabelled);
+            let refused = Line::from_cloudevent(&relabelled, "m.example/log/1", 1).unwrap_err();
+            assert!(refused.starts_with(label), "{refused}");
+        }
+        // A type that a later version knows is taken by its code.
+        let unknown = Line { code: i16::MAX, ..line };
+        let later = unknown.to_jsonl().replace("Unknown", "SomethingLater");
+        assert_eq!(Line::from_jsonl(&later).unwrap(), unknown);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Reading an export, and auditing it with nothing else at hand.
 
-use std::io::BufRead as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
+use super::line::LINE_BYTES_MAX;
 use super::{
     BUNDLE_VERSION, BundleError, Format, KeptCheckpoint, KeptKey, KeptProof, Line, Manifest,
     PART_EVENTS, part_path,
@@ -17,16 +18,19 @@ use crate::ledger::verify::{Auditor, Examiner, Problem, Report, SealedHash, Told
 ///
 /// # Errors
 /// [`BundleError`] where it cannot be read. What is wrong with the log stands in the report.
-pub fn verify(directory: &Path, trust: Trust) -> Result<Report, BundleError> {
+pub fn verify(directory: &Path, mut trust: Trust) -> Result<Report, BundleError> {
     let manifest = manifest(directory)?;
     let told = told(directory, &manifest)?;
-    let listed: Vec<_> = told.checkpoints.iter().map(|it| it.note.clone()).collect();
+    // Whoever signed it has signed every event: it is checked as one that was kept.
+    let note = note(directory)?;
+    let listed = told.checkpoints.iter().any(|it| it.note == note);
+    trust.notes.push(note.clone());
     let examiner = Examiner::new(&trust.secrets);
     let head = manifest.size;
     let mut auditor = Auditor::new(told, trust);
     for (first, path) in parts(directory, &manifest) {
-        let last = (first + PART_EVENTS - 1).min(head);
-        read_part(&path, manifest.format, |line| {
+        let last = first.saturating_add(PART_EVENTS - 1).min(head);
+        read_part(&path, &manifest, |line| {
             let line = match line {
                 Ok(line) => line,
                 Err(why) => {
@@ -49,43 +53,90 @@ pub fn verify(directory: &Path, trust: Trust) -> Result<Report, BundleError> {
         }
     }
     check_proofs(directory, &manifest, &mut auditor)?;
-    check_note(directory, &listed, &mut auditor)?;
+    check_note(&note, listed, &manifest, &mut auditor);
     Ok(auditor.finish())
 }
 
 /// The parts of an export, each with its first position.
-pub fn parts(directory: &Path, manifest: &Manifest) -> Vec<(u64, PathBuf)> {
+pub fn parts(directory: &Path, manifest: &Manifest) -> impl Iterator<Item = (u64, PathBuf)> {
     (1..=manifest.size)
         .step_by(PART_EVENTS as usize)
         .map(|first| (first, part_path(directory, first, manifest.format)))
-        .collect()
 }
 
-/// Reads a part, event by event.
+/// Reads a part, event by event; nothing comes after a line that is too long.
 ///
 /// # Errors
 /// [`BundleError::Io`].
 pub fn read_part(
     path: &Path,
-    format: Format,
+    manifest: &Manifest,
     mut take: impl FnMut(Result<Line, String>),
 ) -> Result<(), BundleError> {
-    let file = std::fs::File::open(path).map_err(BundleError::io(path))?;
-    for line in std::io::BufReader::new(file).split(b'\n') {
-        let line = line.map_err(BundleError::io(path))?;
-        let Ok(text) = std::str::from_utf8(&line) else {
-            take(Err("a line is no text".to_owned()));
-            continue;
+    let mut lines = Lines::open(path)?;
+    while let Some(line) = lines.next()? {
+        let text = match line {
+            Ok(text) => text,
+            Err(why) => {
+                take(Err(why.to_owned()));
+                continue;
+            }
         };
-        match format {
+        match manifest.format {
             Format::Jsonl => take(Line::from_jsonl(text)),
             Format::Cloudevents if text == "[" || text == "]" => {}
             Format::Cloudevents => {
-                take(Line::from_cloudevent(text.strip_suffix(',').unwrap_or(text)));
+                let text = text.strip_suffix(',').unwrap_or(text);
+                take(Line::from_cloudevent(text, &manifest.origin, manifest.epoch));
             }
         }
     }
     Ok(())
+}
+
+/// The lines of a file, none of them longer than [`LINE_BYTES_MAX`].
+struct Lines<'a> {
+    path: &'a Path,
+    file: BufReader<std::fs::File>,
+    line: Vec<u8>,
+    too_long: bool,
+}
+
+impl<'a> Lines<'a> {
+    fn open(path: &'a Path) -> Result<Self, BundleError> {
+        let file = std::fs::File::open(path).map_err(BundleError::io(path))?;
+        Ok(Self { path, file: BufReader::new(file), line: Vec::new(), too_long: false })
+    }
+
+    /// The next one, or what is wrong with it; `None` behind the last, and behind one too long.
+    fn next(&mut self) -> Result<Option<Result<&str, &'static str>>, BundleError> {
+        self.line.clear();
+        if self.too_long {
+            return Ok(None);
+        }
+        let mut limited = (&mut self.file).take(LINE_BYTES_MAX);
+        let read = limited.read_until(b'\n', &mut self.line).map_err(BundleError::io(self.path))?;
+        if read == 0 {
+            return Ok(None);
+        }
+        self.too_long = self.line.pop_if(|last| *last == b'\n').is_none()
+            && self.line.len() as u64 == LINE_BYTES_MAX;
+        if self.too_long {
+            return Ok(Some(Err("a line is longer than any event")));
+        }
+        Ok(Some(std::str::from_utf8(&self.line).map_err(|_| "a line is no text")))
+    }
+}
+
+/// A file that is read in one piece, and is no longer than a line may be.
+fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(BundleError::io(path))?;
+    file.take(LINE_BYTES_MAX).read_to_end(&mut bytes).map_err(BundleError::io(path))?;
+    if bytes.len() as u64 == LINE_BYTES_MAX {
+        return Err(BundleError::File(path.to_owned(), "it is too long".to_owned()));
+    }
+    Ok(bytes)
 }
 
 /// `bundle.json`.
@@ -94,7 +145,7 @@ pub fn read_part(
 /// [`BundleError`].
 pub fn manifest(directory: &Path) -> Result<Manifest, BundleError> {
     let path = directory.join("bundle.json");
-    let text = std::fs::read(&path).map_err(BundleError::io(&path))?;
+    let text = read(&path)?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(BundleError::json(&path))?;
     if manifest.version != BUNDLE_VERSION {
         let why = format!("it is of version {}", manifest.version);
@@ -104,22 +155,33 @@ pub fn manifest(directory: &Path) -> Result<Manifest, BundleError> {
 }
 
 fn told(directory: &Path, manifest: &Manifest) -> Result<Told, BundleError> {
-    let checkpoints: Vec<KeptCheckpoint> = lines(&directory.join("checkpoints.jsonl"))?;
+    let mut checkpoints = Vec::new();
+    let take = |kept: KeptCheckpoint| checkpoints.push(SignedCheckpoint::from(kept));
+    each_line(&directory.join("checkpoints.jsonl"), take)?;
     let path = directory.join("keys.json");
-    let text = std::fs::read(&path).map_err(BundleError::io(&path))?;
+    let text = read(&path)?;
     let keys: Vec<KeptKey> = serde_json::from_slice(&text).map_err(BundleError::json(&path))?;
     Ok(Told {
         epoch: manifest.epoch,
         head: manifest.size,
-        checkpoints: checkpoints.into_iter().map(SignedCheckpoint::from).collect(),
+        checkpoints,
         keys: keys.into_iter().map(ListedKey::from).collect(),
         archived: Vec::new(),
+        // It ends with what was signed.
+        at: None,
     })
 }
 
-fn lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>, BundleError> {
-    let text = std::fs::read_to_string(path).map_err(BundleError::io(path))?;
-    text.lines().map(|line| serde_json::from_str(line).map_err(BundleError::json(path))).collect()
+fn each_line<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    mut take: impl FnMut(T),
+) -> Result<(), BundleError> {
+    let mut lines = Lines::open(path)?;
+    while let Some(line) = lines.next()? {
+        let line = line.map_err(|why| BundleError::File(path.to_owned(), why.to_owned()))?;
+        take(serde_json::from_str(line).map_err(BundleError::json(path))?);
+    }
+    Ok(())
 }
 
 /// Checks the proofs that came along, each by itself. That their roots are those that were signed
@@ -129,7 +191,7 @@ fn check_proofs(
     manifest: &Manifest,
     auditor: &mut Auditor,
 ) -> Result<(), BundleError> {
-    for proof in lines::<KeptProof>(&directory.join("proofs.jsonl"))? {
+    each_line(&directory.join("proofs.jsonl"), |proof| {
         let (position, holds) = match proof {
             KeptProof::Inclusion {
                 position,
@@ -142,7 +204,8 @@ fn check_proofs(
                 let (leaf, root) = (leaf_hash.parse(), root_hash.parse());
                 let holds = parsed(&hashes).zip(leaf.ok()).zip(root.ok()).is_some_and(
                     |((hashes, leaf), root)| {
-                        root_hash == manifest.root
+                        (tree_size, &root_hash) == (manifest.size, &manifest.root)
+                            && leaf_index.checked_add(1) == Some(position)
                             && includes(leaf_index, tree_size, leaf, root, &hashes)
                     },
                 );
@@ -160,26 +223,63 @@ fn check_proofs(
         if !holds {
             auditor.find(position, Problem::Unreadable("its proof does not hold".to_owned()));
         }
-    }
-    Ok(())
+    })
 }
 
-/// The note that came along must be one of the checkpoints that are checked.
-fn check_note(
-    directory: &Path,
-    listed: &[String],
-    auditor: &mut Auditor,
-) -> Result<(), BundleError> {
+/// The note that came along.
+fn note(directory: &Path) -> Result<String, BundleError> {
     let path = directory.join("checkpoint");
-    let note = std::fs::read_to_string(&path).map_err(BundleError::io(&path))?;
-    if !listed.contains(&note) {
-        let size = Note::parse(&note).and_then(|it| it.checkpoint()).map_or(0, |it| it.size);
-        let why = "the file `checkpoint` is none of those in checkpoints.jsonl".to_owned();
+    String::from_utf8(read(&path)?).map_err(|error| BundleError::File(path, error.to_string()))
+}
+
+/// The note that came along must be one of the checkpoints, and the export what that one says: its
+/// manifest is signed by nobody.
+fn check_note(note: &str, listed: bool, manifest: &Manifest, auditor: &mut Auditor) {
+    let Ok(signed) = Note::parse(note).and_then(|it| it.checkpoint()) else {
+        // Said where its signature is looked for.
+        return;
+    };
+    let mut find = |why: &str| {
+        let (size, why) = (signed.size, why.to_owned());
         auditor.find(0, Problem::Checkpoint { size, why });
+    };
+    if !listed {
+        find("the file `checkpoint` is none of those in checkpoints.jsonl");
     }
-    Ok(())
+    let said = (manifest.size, &manifest.root, &manifest.origin, Some(manifest.epoch));
+    if said != (signed.size, &signed.root.to_string(), &signed.origin, signed.epoch()) {
+        find("bundle.json says another size, root, origin or epoch");
+    }
 }
 
 fn parsed(hashes: &[String]) -> Option<Vec<Hash>> {
     hashes.iter().map(|hash| hash.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_longer_than_any_event_is_said_to_be_and_nothing_behind_it_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let manifest = Manifest {
+            version: BUNDLE_VERSION,
+            format: Format::Jsonl,
+            origin: "m.example/log/1".to_owned(),
+            epoch: 1,
+            size: 1,
+            root: String::new(),
+        };
+        let path = directory.path().join("part");
+        let file = std::fs::File::create(&path).unwrap();
+        // A hole in a file takes no room.
+        for (bytes, expected) in [(1 << 20, "expected value"), (LINE_BYTES_MAX * 3, "longer")] {
+            file.set_len(bytes).unwrap();
+            let mut read = Vec::new();
+            read_part(&path, &manifest, |line| read.push(line.unwrap_err())).unwrap();
+            assert!(read.len() == 1 && read[0].contains(expected), "{read:?}");
+        }
+        assert!(matches!(read(&path), Err(BundleError::File(..))));
+    }
 }

@@ -15,7 +15,7 @@ use crate::ledger::archive::{self, Lines};
 use crate::ledger::note::Note;
 use crate::ledger::proof::Plan;
 use crate::ledger::read::{Piece, leaves};
-use crate::ledger::store::{self, SignedCheckpoint};
+use crate::ledger::store::{self, ListedKey, SignedCheckpoint};
 use crate::log::Database;
 
 /// Consistency proofs of a bundle: of the checkpoints that were kept last.
@@ -73,12 +73,14 @@ pub async fn export(
         }
     }
     let checkpoints = store::checkpoints(&client).await?;
+    let before = |it: &&SignedCheckpoint| (it.epoch, it.size) < (epoch, manifest.size);
+    // The latest one of then is not there any more where a later one was signed meanwhile.
     let checkpoints: Vec<&SignedCheckpoint> =
-        checkpoints.iter().filter(|it| it.epoch < epoch || it.size <= manifest.size).collect();
+        checkpoints.iter().filter(before).chain([&latest]).collect();
     proofs.extend(consistencies(&client, &checkpoints, epoch).await?);
     let keys = store::keys(&client).await?;
-    let keys: Vec<KeptKey> =
-        keys.iter().filter(|key| key.from_size <= manifest.size).map(KeptKey::from).collect();
+    let in_force = |key: &&ListedKey| (key.epoch, key.from_size) <= (epoch, manifest.size);
+    let keys: Vec<KeptKey> = keys.iter().filter(in_force).map(KeptKey::from).collect();
     let checkpoints: Vec<_> = checkpoints.into_iter().map(KeptCheckpoint::from).collect();
     write(&directory.join("checkpoints.jsonl"), &lines(&checkpoints))?;
     write(&directory.join("proofs.jsonl"), &lines(&proofs))?;

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use tokio_postgres::{Client, Row};
 
-use super::database::Tiles;
+use super::database::{MISSING_MAX, Tiles};
 use super::events::Auditor;
 use super::examine::Examiner;
-use super::finding::Problem;
+use super::finding::{FINDINGS_MAX, Problem};
 use crate::ledger::archive::{self, ArchiveError, ArchivedRange, Reader};
 use crate::ledger::hash::Hash;
 use crate::ledger::tree::Tree;
@@ -16,8 +16,41 @@ use crate::log::DatabaseError;
 /// Rows read at once.
 const ROWS_AT_ONCE: i64 = 1_000;
 
+/// Audits a range that comes next: from its archive, or else by what stays of it and what was sealed.
+/// Ends before it does where too much of that is missing.
+pub(super) async fn audit_range(
+    client: &Client,
+    directory: Option<&Path>,
+    range: &ArchivedRange,
+    examiner: &Examiner,
+    tiles: &mut Tiles<'_>,
+    auditor: &mut Auditor,
+) -> Result<(), ArchiveError> {
+    find_doubled(client, range, auditor).await?;
+    match directory {
+        Some(directory) => from_archive(client, directory, range, examiner, tiles, auditor).await,
+        None => Ok(from_kept(client, range, examiner, tiles, auditor).await?),
+    }
+}
+
+/// Says which positions have several events; what follows reads one of them.
+async fn find_doubled(
+    client: &Client,
+    range: &ArchivedRange,
+    auditor: &mut Auditor,
+) -> Result<(), DatabaseError> {
+    let sql = "SELECT position FROM event WHERE position >= $1 AND position <= $2 \
+               GROUP BY position HAVING count(*) > 1 ORDER BY position LIMIT $3";
+    let limit = FINDINGS_MAX as i64;
+    let bounds = (range.first as i64, range.last as i64);
+    for row in client.query(sql, &[&bounds.0, &bounds.1, &limit]).await? {
+        auditor.find(position(&row), Problem::Twice);
+    }
+    Ok(())
+}
+
 /// Audits a range from its archive, and beside it what stays of it in the database.
-pub(super) async fn from_archive(
+async fn from_archive(
     client: &Client,
     directory: &Path,
     range: &ArchivedRange,
@@ -46,7 +79,7 @@ pub(super) async fn from_archive(
         }
         auditor.take(Some(&examiner.examine(line.position, &line.leaf())), sealed);
     }
-    while auditor.next() <= last {
+    while auditor.next() <= last && auditor.unproven() < MISSING_MAX {
         let sealed = tiles.at(auditor.next(), auditor).await?;
         if let Some((position, found)) = kept.next_if(|(at, _)| *at == auditor.next()) {
             auditor.compare_kept(position, found, sealed);
@@ -84,7 +117,7 @@ async fn kept_hashes(
 }
 
 /// Audits what stays of a range; what was sealed stands in for the rest.
-pub(super) async fn from_kept(
+async fn from_kept(
     client: &Client,
     range: &ArchivedRange,
     examiner: &Examiner,
@@ -98,6 +131,9 @@ pub(super) async fn from_kept(
         for row in &rows {
             after = position(row);
             take_archived_to(after - 1, tiles, auditor).await?;
+            if auditor.next() < after {
+                return Ok(());
+            }
             let sealed = tiles.at(after, auditor).await?;
             if let Ok(leaf) = archive::leaf(row) {
                 let event = examiner.examine(after, &leaf);
@@ -123,7 +159,7 @@ async fn take_archived_to(
     tiles: &mut Tiles<'_>,
     auditor: &mut Auditor,
 ) -> Result<(), DatabaseError> {
-    while auditor.next() <= last {
+    while auditor.next() <= last && auditor.unproven() < MISSING_MAX {
         let sealed = tiles.at(auditor.next(), auditor).await?;
         auditor.take_archived(sealed);
     }
@@ -139,7 +175,7 @@ fn compare(range: &ArchivedRange, kept: &Tree, auditor: &mut Auditor) {
 }
 
 async fn rows(client: &Client, after: u64, last: u64) -> Result<Vec<Row>, DatabaseError> {
-    let sql = "SELECT position, stream_id, version, type, schema_version, recorded_at, header, body \
+    let sql = "SELECT DISTINCT ON (position) position, stream_id, version, type, schema_version, recorded_at, header, body \
                FROM event WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
     Ok(client.query(sql, &[&(after as i64), &(last as i64), &ROWS_AT_ONCE]).await?)
 }

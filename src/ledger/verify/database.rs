@@ -1,15 +1,18 @@
 //! An audit of the log where it lives: events, tiles, checkpoints and keys from the database.
 
+use std::ops::ControlFlow;
+
 use futures_util::StreamExt as _;
+use jiff::Timestamp;
 use milepost_schemas::Position;
 use tokio_postgres::{Client, IsolationLevel};
 
-use super::archived::{from_archive, from_kept};
+use super::archived::audit_range;
 use super::events::{Auditor, SealedHash};
-use super::examine::Examiner;
+use super::examine::{Examined, Examiner};
 use super::finding::Problem;
 use super::{Report, Told, Trust};
-use crate::ledger::archive::{self, ArchiveError};
+use crate::ledger::archive::{self, ArchiveError, ArchivedRange};
 use crate::ledger::hash::{HASH_BYTES, Hash};
 use crate::ledger::read::{GAPS_MAX, Piece, leaves};
 use crate::ledger::tree::{TILE_WIDTH, Tile, TileId};
@@ -19,9 +22,13 @@ use crate::log::{Database, DatabaseError};
 /// Tiles of level 0 read at once: 512 KiB.
 const TILES_AT_ONCE: i64 = 64;
 
-/// Audits the log in a database, reading events over so many connections at once, and those that
-/// are archived from the directory of the archive. Without one, what was sealed of them and what
-/// stays of them is audited, and the report says that they were not read.
+/// Positions with nothing at them that are looked at one by one, which takes seconds; where more are
+/// missing the log's word for its size is worth no more, and one finding says as much.
+pub(super) const MISSING_MAX: u64 = 1 << 20;
+
+/// Audits the log in a database as it is now, reading events over so many connections at once, and
+/// those that are archived from the directory of the archive. Without one, what was sealed of them
+/// and what stays of them is audited, and the report says that they were not read.
 ///
 /// # Errors
 /// [`ArchiveError`] when the database cannot be asked, or a range is not in the archive. What is
@@ -30,9 +37,10 @@ pub async fn database(
     database: &Database,
     trust: Trust,
     connections: usize,
+    now: Timestamp,
 ) -> Result<Report, ArchiveError> {
     let (mut client, _gone) = database.dedicated().await?;
-    let (mut told, outside, last) = told(&mut client).await?;
+    let (mut told, outside, last) = told(&mut client, now).await?;
     let (head, archived) = (told.head, told.archived.clone());
     let signed = told.checkpoints.iter().map(|it| it.size).max().unwrap_or(0);
     // Where neither events nor checkpoints reach, the head's word is enough for one finding.
@@ -42,49 +50,38 @@ pub async fn database(
     let archive = trust.archive.clone();
     let mut auditor = Auditor::new(told, trust);
     if said > head {
-        auditor.find(head + 1, Problem::MissingUpTo { head: said });
+        auditor.find(head + 1, Problem::MissingUpTo { last: said });
     }
     for position in outside {
         auditor.find(position, Problem::Outside { head: said });
     }
     let mut tiles = Tiles::new(&client, auditor.sealed_size());
-    let floor = archived.last().map_or(Position::START, |range| Position(range.last));
+    let mut refused = false;
     for range in &archived {
-        match &archive {
-            Some(directory) => {
-                from_archive(&client, directory, range, &examiner, &mut tiles, &mut auditor)
-                    .await?;
-            }
-            None => from_kept(&client, range, &examiner, &mut tiles, &mut auditor).await?,
+        refused = !is_next(range, auditor.next(), last.min(head));
+        if refused {
+            auditor.find(auditor.next(), Problem::Unarchived { last: range.last });
+            break;
         }
+        let directory = archive.as_deref();
+        audit_range(&client, directory, range, &examiner, &mut tiles, &mut auditor).await?;
         compare_filled(&client, &mut auditor).await?;
+        if auditor.next() <= range.last {
+            auditor.find(auditor.next(), Problem::MissingUpTo { last: range.last });
+            return Ok(auditor.finish());
+        }
     }
     let examine = move |position, leaf: &Leaf<'_>| examiner.examine(position, leaf);
-    let (after, upto) = (floor, Position(head));
+    let (after, upto) = (Position(auditor.next() - 1), Position(head));
     let mut chunks = std::pin::pin!(leaves(database, after, upto, connections, examine));
     while let Some(piece) = chunks.next().await {
-        match piece? {
-            Piece::Events(events) => {
-                for event in &events {
-                    let sealed = tiles.at(event.position, &mut auditor).await?;
-                    auditor.take(Some(event), sealed);
-                }
-            }
-            Piece::Missing(first, last) => {
-                for position in first..=last {
-                    let sealed = tiles.at(position, &mut auditor).await?;
-                    auditor.take(None, sealed);
-                }
-            }
-            Piece::Torn(position) => {
-                auditor.find(position, Problem::Torn);
-                let sealed = tiles.at(position, &mut auditor).await?;
-                auditor.pass_over(sealed);
-            }
-            Piece::GivenUp(position) => {
-                auditor.find(position, Problem::GivenUp { gaps: GAPS_MAX });
-                return Ok(auditor.finish());
-            }
+        let piece = match piece {
+            // What is missing is said to be in an archive that was refused above.
+            Err(DatabaseError::Archived { .. }) if refused => return Ok(auditor.finish()),
+            piece => piece?,
+        };
+        if take(piece, &mut tiles, &mut auditor).await?.is_break() {
+            return Ok(auditor.finish());
         }
         compare_filled(&client, &mut auditor).await?;
     }
@@ -96,9 +93,59 @@ pub async fn database(
     Ok(auditor.finish())
 }
 
+/// Audits what was read; breaks where there is no use in going on.
+async fn take(
+    piece: Piece<Examined>,
+    tiles: &mut Tiles<'_>,
+    auditor: &mut Auditor,
+) -> Result<ControlFlow<()>, DatabaseError> {
+    match piece {
+        Piece::Events(events) => {
+            for event in &events {
+                let sealed = tiles.at(event.position, auditor).await?;
+                auditor.take(Some(event), sealed);
+            }
+        }
+        Piece::Missing(first, last) if last - first >= MISSING_MAX => {
+            auditor.find(first, Problem::MissingUpTo { last });
+            return Ok(ControlFlow::Break(()));
+        }
+        Piece::Missing(first, last) => {
+            for position in first..=last {
+                let sealed = tiles.at(position, auditor).await?;
+                auditor.take(None, sealed);
+            }
+        }
+        Piece::Torn(position) => {
+            auditor.find(position, Problem::Torn);
+            let sealed = tiles.at(position, auditor).await?;
+            auditor.pass_over(sealed);
+        }
+        Piece::Twice(position) => {
+            auditor.find(position, Problem::Twice);
+            // One of them may have been taken already.
+            if auditor.next() == position {
+                let sealed = tiles.at(position, auditor).await?;
+                auditor.pass_over(sealed);
+            }
+        }
+        Piece::GivenUp(position) => {
+            auditor.find(position, Problem::GivenUp { gaps: GAPS_MAX });
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// Whether a range that is said to be archived can be: ranges begin the log and have no gap, and the
+/// event that tells of one comes behind it.
+fn is_next(range: &ArchivedRange, next: u64, last: u64) -> bool {
+    range.first == next && (next..last).contains(&range.last)
+}
+
 /// What the database tells of the log at one moment, positions of events outside of it, and that of
 /// the last event there is.
-async fn told(client: &mut Client) -> Result<(Told, Vec<u64>, u64), DatabaseError> {
+async fn told(client: &mut Client, now: Timestamp) -> Result<(Told, Vec<u64>, u64), DatabaseError> {
     let transaction = client
         .build_transaction()
         .isolation_level(IsolationLevel::RepeatableRead)
@@ -122,8 +169,8 @@ async fn told(client: &mut Client) -> Result<(Told, Vec<u64>, u64), DatabaseErro
         transaction.query_one("SELECT max(position) FROM event", &[]).await?.get(0);
     let archived = archive::ranges(&transaction).await?;
     transaction.commit().await?;
-    let told = Told { epoch, head: size as u64, checkpoints, keys, archived };
-    Ok((told, outside, last.unwrap_or(0) as u64))
+    let told = Told { epoch, head: size as u64, checkpoints, keys, archived, at: Some(now) };
+    Ok((told, outside, last.unwrap_or(0).max(0) as u64))
 }
 
 async fn compare_filled(client: &Client, auditor: &mut Auditor) -> Result<(), DatabaseError> {

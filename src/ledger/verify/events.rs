@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use milepost_schemas::event::{LogEpochBegun, LogRangeArchived};
+use milepost_schemas::event::LogRangeArchived;
 use uuid::Uuid;
 
 use super::examine::{Examined, Signed, Tells};
 use super::finding::{FINDINGS_MAX, Finding, Problem};
 use super::keys::Rotation;
-use super::{Report, Told, Trust};
+use super::{BegunEpoch, Report, Told, Trust};
 use crate::ledger::Hash;
 use crate::ledger::note::{Checkpoint, Note};
 use crate::ledger::tree::{Tile, TileId, Tree};
@@ -54,10 +54,17 @@ pub struct Auditor {
     /// The sizes of checkpoints that are still to come, the smallest last.
     sizes: Vec<u64>,
     pub(super) roots: HashMap<u64, Roots>,
+    /// When the first event behind each of those sizes was recorded.
+    pub(super) behind: HashMap<u64, i64>,
+    /// The size among them that was just reached.
+    reached: Option<u64>,
     /// Whether there was a position of which nothing is known.
     blind: bool,
+    /// Positions of archived events of which no hash is there.
+    unproven: u64,
     pub(super) rotations: Vec<Rotation>,
-    pub(super) epochs: Vec<LogEpochBegun>,
+    pub(super) epochs: Vec<BegunEpoch>,
+    /// Ranges that are archived, as far as events tell.
     pub(super) archives: Vec<LogRangeArchived>,
     /// Of streams not all events are taken: their versions only grow.
     sparse: bool,
@@ -90,7 +97,10 @@ impl Auditor {
             disagreements: Vec::new(),
             sizes,
             roots: HashMap::new(),
+            behind: HashMap::new(),
+            reached: Some(0),
             blind: false,
+            unproven: 0,
             rotations: Vec::new(),
             epochs: Vec::new(),
             archives: Vec::new(),
@@ -119,8 +129,21 @@ impl Auditor {
 
     /// Goes on behind an event that is archived and is not read.
     pub fn take_archived(&mut self, sealed: SealedHash) {
-        self.report.archived += 1;
+        match sealed {
+            SealedHash::Hash(_) => self.report.archived += 1,
+            SealedHash::Gone => self.unproven += 1,
+            // Only what was sealed is archived.
+            SealedHash::NotYet => {
+                self.unproven += 1;
+                self.find(self.next(), Problem::Missing);
+            }
+        }
         self.append(None, sealed);
+    }
+
+    /// Archived events of which there is nothing, neither here nor in the tree.
+    pub fn unproven(&self) -> u64 {
+        self.unproven
     }
 
     /// Whether what comes is only a part of each stream, as it stays of archived ranges.
@@ -183,6 +206,9 @@ impl Auditor {
             self.find(event.position, Problem::Time);
         }
         self.last_recorded_at_us = event.recorded_at_us;
+        if let Some(size) = self.reached.take() {
+            self.behind.insert(size, event.recorded_at_us);
+        }
         match &event.callback {
             Signed::NotAsked => {}
             Signed::Fits => self.report.callbacks += 1,
@@ -191,8 +217,13 @@ impl Auditor {
         }
         match &event.tells {
             None => {}
-            Some(Tells::Epoch(begun)) => self.epochs.push(begun.clone()),
+            Some(Tells::Epoch(begun)) => {
+                self.epochs.push(BegunEpoch { position: event.position, event: begun.clone() });
+            }
             Some(Tells::Archived(archived)) => self.archives.push(archived.clone()),
+            Some(Tells::Restored(restored)) => {
+                self.archives.retain(|archived| archived.first != restored.first);
+            }
             Some(Tells::Rotation(rotated)) => self.rotations.push(Rotation {
                 position: event.position,
                 former: rotated.former_key.clone(),
@@ -226,6 +257,7 @@ impl Auditor {
         }
         let of_events = self.tree.root();
         let as_sealed = self.sealed_tree.as_ref().map_or(of_events, Tree::root);
+        self.reached = Some(size);
         self.roots.insert(size, Roots { of_events, as_sealed });
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use milepost_schemas::event::{LogEpochBegun, LogKeyRotated, LogRangeArchived};
+use milepost_schemas::event::{LogEpochBegun, LogKeyRotated, LogRangeArchived, LogRangeRestored};
 use milepost_schemas::{CallbackEvidence, EventType};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -44,6 +44,7 @@ pub(super) enum Tells {
     Rotation(LogKeyRotated),
     Epoch(LogEpochBegun),
     Archived(LogRangeArchived),
+    Restored(LogRangeRestored),
 }
 
 /// Looks at events one by one; cheap to clone, and the same on every thread.
@@ -107,6 +108,8 @@ fn tells(leaf: &Leaf<'_>) -> Option<Tells> {
         serde_json::from_slice(leaf.body).ok().map(Tells::Epoch)
     } else if leaf.code == EventType::LogRangeArchived.code() {
         serde_json::from_slice(leaf.body).ok().map(Tells::Archived)
+    } else if leaf.code == EventType::LogRangeRestored.code() {
+        serde_json::from_slice(leaf.body).ok().map(Tells::Restored)
     } else {
         None
     }

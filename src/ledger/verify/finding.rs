@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::ledger::Hash;
@@ -34,12 +35,15 @@ pub enum Problem {
     /// There is no event.
     #[error("the event is missing")]
     Missing,
-    /// There are no events up to where the log says that it ends.
-    #[error("the events from here to {head}, where the log says that it ends, are missing")]
+    /// There are no events up to another position, or to where the log says that it ends.
+    #[error("all events from here to {last} are missing")]
     MissingUpTo {
-        /// The log's last position.
-        head: u64,
+        /// The last of them.
+        last: u64,
     },
+    /// There are several events.
+    #[error("several events stand at this position")]
+    Twice,
     /// There is an event, and no Milepost wrote it.
     #[error(
         "the event is none that could have been recorded: a field is null, or out of its range"
@@ -180,7 +184,7 @@ pub enum Problem {
     #[error("the archive cannot be read from here on: {0}")]
     Archive(String),
     /// Events are said to be archived, and nothing vouches for it.
-    #[error("the events up to {last} are not here, as if archived, and no event says so")]
+    #[error("the events up to {last} are said to be archived, and nothing here bears that out")]
     Unarchived {
         /// The last position of the range.
         last: u64,
@@ -203,6 +207,17 @@ pub enum Problem {
     Unsealed {
         /// The log's last position.
         head: u64,
+    },
+    /// Nothing was signed for too long.
+    #[error(
+        "no trusted checkpoint covers the events from here to {head}, and this one was recorded at \
+         {recorded_at}: what would prove them was taken away, or nobody has sealed them"
+    )]
+    UnsealedFrom {
+        /// The log's last position.
+        head: u64,
+        /// When the first of them was recorded.
+        recorded_at: Timestamp,
     },
     /// A line of an export cannot be read.
     #[error("the export cannot be read here: {0}")]

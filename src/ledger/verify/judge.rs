@@ -1,9 +1,11 @@
 //! The judgement, when all events were seen: by the keys that may sign, and the roots they signed.
 
+use jiff::Timestamp;
+
 use super::events::{Auditor, Disagreement};
 use super::finding::{FINDINGS_MAX, Problem};
 use super::keys::Keys;
-use super::{Report, Told};
+use super::{BegunEpoch, Report, Told, UNSEALED_MAX};
 use crate::ledger::Hash;
 use crate::ledger::note::{self, Checkpoint, Note};
 use crate::ledger::store::SignedCheckpoint;
@@ -25,25 +27,39 @@ impl Auditor {
         self.check_archives();
         let signed = self.check_checkpoints(&keys);
         let kept = self.check_kept(&keys);
-        self.judge([&signed[..], &kept].concat());
-        let head = self.told.head;
-        if self.report.checkpoints == 0 && head > 0 {
-            self.find(0, Problem::Unsealed { head });
-        }
+        let proven = [&signed[..], &kept].concat();
+        let sealed = proven.iter().map(|(size, _)| *size).max().unwrap_or(0);
+        self.judge(proven);
+        self.check_end(sealed);
         let last = signed.iter().max_by_key(|(size, _)| *size);
         let streams = self.versions.len() as u64;
         let mut report = self.report;
         report.sealed = last.map_or(0, |(size, _)| *size);
         report.root = last.and_then(|(size, _)| self.roots.get(size)).map(|it| it.of_events);
         report.streams = streams;
-        report.last_recorded_at = jiff::Timestamp::from_microsecond(self.last_recorded_at_us).ok();
+        report.epochs = self.epochs;
+        report.last_recorded_at = Timestamp::from_microsecond(self.last_recorded_at_us).ok();
         // What is of no position comes last.
         report.findings.sort_by_key(|finding| finding.position.wrapping_sub(1));
         report.findings.truncate(FINDINGS_MAX);
         report
     }
 
-    /// What is said to be archived must be told of, in a log that is sealed.
+    /// What comes behind the last checkpoint must be too new for one. Where anything else is wrong,
+    /// that is what takes events out of a checkpoint's reach, and is said already.
+    fn check_end(&mut self, sealed: u64) {
+        let head = self.told.head;
+        if self.report.checkpoints == 0 && head > 0 {
+            return self.find(0, Problem::Unsealed { head });
+        }
+        let first = self.behind.get(&sealed).and_then(|at| Timestamp::from_microsecond(*at).ok());
+        let (Some(now), Some(recorded_at)) = (self.told.at, first) else { return };
+        if self.report.found == 0 && now.duration_since(recorded_at) > UNSEALED_MAX {
+            self.find(sealed + 1, Problem::UnsealedFrom { head, recorded_at });
+        }
+    }
+
+    /// What is said to be archived must be told of, in a log that is sealed, and not as restored.
     fn check_archives(&mut self) {
         for range in std::mem::take(&mut self.told.archived) {
             let told = self.archives.iter().any(|it| {
@@ -68,7 +84,8 @@ impl Auditor {
             .windows(2)
             .map(|pair| (pair[0], pair[1]))
             .filter(|(former, epoch)| {
-                !self.epochs.iter().any(|it| (it.former_epoch, it.epoch) == (*former, *epoch))
+                let begun = |it: &BegunEpoch| (it.event.former_epoch, it.event.epoch);
+                !self.epochs.iter().any(|it| begun(it) == (*former, *epoch))
             })
             .collect();
         for (former, epoch) in untold {
@@ -82,8 +99,8 @@ impl Auditor {
             return Some(self.told.head);
         }
         // A later restore may have lost more of it.
-        let after = self.epochs.iter().filter(|it| it.former_epoch >= epoch);
-        after.map(|it| it.size).min()
+        let after = self.epochs.iter().filter(|it| it.event.former_epoch >= epoch);
+        after.map(|it| it.event.size).min()
     }
 
     /// Checks every stored checkpoint; returns size and root of those that were signed.

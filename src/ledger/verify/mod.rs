@@ -5,7 +5,8 @@
 //! signed root says which of them was changed.
 //!
 //! What this cannot find by itself: that the newest checkpoints were taken away together with all
-//! that they covered. Whoever has kept one of them, and names it, finds that as well.
+//! that they covered. Whoever has kept one of them, and names it, finds that as well, as the machine
+//! that seals does.
 
 mod archived;
 mod database;
@@ -17,7 +18,8 @@ mod keys;
 
 use std::path::PathBuf;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use milepost_schemas::event::LogEpochBegun;
 
 use super::archive::ArchivedRange;
 use super::note::VerifierKey;
@@ -28,6 +30,10 @@ pub use database::database;
 pub use events::{Auditor, SealedHash};
 pub use examine::{Examined, Examiner};
 pub use finding::{FINDINGS_MAX, Finding, Problem};
+
+/// How long an event may wait for a checkpoint: one is signed about once a second, and a server that
+/// takes over the sealing needs some more.
+pub const UNSEALED_MAX: SignedDuration = SignedDuration::from_mins(1);
 
 /// What the auditor brings along.
 #[derive(Clone, Default)]
@@ -56,6 +62,18 @@ pub struct Told {
     pub keys: Vec<ListedKey>,
     /// The ranges whose events are archived, by position.
     pub archived: Vec<ArchivedRange>,
+    /// When that was; `None` where events that wait to be sealed are not told of.
+    pub at: Option<Timestamp>,
+}
+
+/// An epoch that an event tells of. Nothing in the database can say whether it was meant: that is in
+/// the hands of whoever runs the log (`.github/decisions/0023`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BegunEpoch {
+    /// The position of the event.
+    pub position: u64,
+    /// What it says.
+    pub event: LogEpochBegun,
 }
 
 /// What came out.
@@ -84,6 +102,8 @@ pub struct Report {
     pub callbacks_unchecked: u64,
     /// When the last event was recorded.
     pub last_recorded_at: Option<Timestamp>,
+    /// The epochs that the log says were begun, by position.
+    pub epochs: Vec<BegunEpoch>,
     /// What is wrong, by position: the first [`FINDINGS_MAX`].
     pub findings: Vec<Finding>,
     /// How much is wrong in all.

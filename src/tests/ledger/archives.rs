@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+use super::tampering::{NO_DOUBLES, double};
 use super::{audit, audit_with, command, key_file, log, record, sealed};
 use crate::harness::{Client, Options, Server, database, sql, text, wait_until};
 
@@ -470,6 +471,14 @@ async fn a_changed_rest_of_an_archived_range_is_found() {
         let audit = async || {
             if with_archive { story.audit_all().await } else { audit(&story.server).await }
         };
+        let unique = "ALTER TABLE event DROP CONSTRAINT event_pkey";
+        owner.batch_execute(&format!("{TRIGGERS} {unique}")).await.unwrap();
+        owner.batch_execute(&double(1)).await.unwrap();
+        let report = audit().await;
+        let found = report.first().map(|it| (it.position, &it.problem));
+        assert_eq!(found, Some((1, &Problem::Twice)), "{:?}", report.findings);
+        owner.batch_execute(NO_DOUBLES).await.unwrap();
+        is_clean(&audit().await);
         // The first event is the agent's, which is needed.
         let change = "UPDATE event SET body = body || ' ' WHERE position = 1";
         owner.batch_execute(&format!("{TRIGGERS} {change}")).await.unwrap();
@@ -503,6 +512,70 @@ async fn a_changed_rest_of_an_archived_range_is_found() {
             assert!(report.findings.iter().any(hidden), "{:?}", report.findings);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_made_up_range_hides_nothing_before_or_behind_it() {
+    let mut story = story().await;
+    let (size, _) = sealed(&story.server.client()).await;
+    story.server.stop().await;
+    let owner = sql(&story.server.database_url()).await;
+    owner
+        .batch_execute(
+            "ALTER TABLE event DISABLE TRIGGER ALL; ALTER TABLE event_000000 DISABLE TRIGGER ALL; \
+             ALTER TABLE event_000001 DISABLE TRIGGER ALL; \
+             ALTER TABLE archived_range DROP CONSTRAINT archived_range_is_one; \
+             UPDATE event SET body = body || ' ' WHERE position = 7",
+        )
+        .await
+        .unwrap();
+    for (first, last) in [(300, 300), (0, 255), (1, 0), (-5, 255), (1, i64::MAX), (1, size as i64)]
+    {
+        let hide = format!(
+            "INSERT INTO archived_range VALUES ({first}, {last}, 'event_000000', '/srv', 0, '')"
+        );
+        owner.batch_execute(&hide).await.unwrap();
+        let report = audit(&story.server).await;
+        let found = |problem: fn(&Problem) -> bool| {
+            let problems = report.findings.iter().filter(|it| problem(&it.problem));
+            problems.map(|it| it.position).collect::<Vec<_>>()
+        };
+        assert!(found(|it| matches!(it, Problem::Unarchived { .. })).contains(&1), "{first}");
+        assert_eq!(found(|it| matches!(it, Problem::Changed { .. })), [7], "{first} to {last}");
+        // Where events are missing that the range hides, that is found all the same.
+        owner.batch_execute("DELETE FROM archived_range").await.unwrap();
+    }
+    let hide = "DELETE FROM event WHERE position BETWEEN 290 AND 300; \
+         INSERT INTO archived_range VALUES (290, 300, 'event_000001', '/srv', 0, '')";
+    owner.batch_execute(hide).await.unwrap();
+    let (code, words) = log(&story.server, &["verify"]).await;
+    assert_eq!(code, Some(3), "{words}");
+    assert!(words.contains("up to 300 are said to be archived"), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_restored_is_not_archived_by_an_old_event() {
+    let story = story().await;
+    story.archive().await;
+    let owner = sql(&story.server.database_url()).await;
+    let copy = "CREATE TABLE range_copy AS TABLE archived_range; \
+         CREATE TABLE kept_copy AS SELECT position FROM event WHERE position < 512";
+    owner.batch_execute(copy).await.unwrap();
+    let (code, words) = log(&story.server, &["restore", "--from", story.directory()]).await;
+    assert_eq!(code, Some(0), "{words}");
+    story.settle().await;
+    is_clean(&audit(&story.server).await);
+    let hide = "ALTER TABLE event DISABLE TRIGGER ALL; \
+         ALTER TABLE event_000000 DISABLE TRIGGER ALL; \
+         ALTER TABLE event_000001 DISABLE TRIGGER ALL; \
+         DELETE FROM event WHERE position < 512 AND position NOT IN (TABLE kept_copy); \
+         INSERT INTO archived_range SELECT * FROM range_copy";
+    owner.batch_execute(hide).await.unwrap();
+    let report = audit(&story.server).await;
+    let problems: Vec<_> = report.findings.iter().map(|it| (it.position, &it.problem)).collect();
+    let expected =
+        [(1, &Problem::Unarchived { last: 255 }), (256, &Problem::Unarchived { last: 511 })];
+    assert_eq!(problems, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

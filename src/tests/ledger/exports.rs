@@ -8,7 +8,7 @@ use milepost::log::Database;
 use serde_json::Value;
 
 use super::{key, record, sealed};
-use crate::harness::{MILEPOST, Server};
+use crate::harness::{MILEPOST, Server, sql, wait_until};
 
 async fn export(server: &Server, directory: &Path, format: Format) -> bundle::Exported {
     let database = Database::new(&server.database_url()).unwrap();
@@ -58,7 +58,10 @@ async fn an_export_is_verified_without_a_database_and_without_a_server() {
         let mut line: Value = serde_json::from_str(lines[first + 8].trim_end_matches(',')).unwrap();
         let parsed = match format {
             Format::Jsonl => bundle::Line::from_jsonl(&line.to_string()),
-            Format::Cloudevents => bundle::Line::from_cloudevent(&line.to_string()),
+            Format::Cloudevents => {
+                let (origin, epoch) = (&exported.manifest.origin, exported.manifest.epoch);
+                bundle::Line::from_cloudevent(&line.to_string(), origin, epoch)
+            }
         };
         let mut parsed = parsed.unwrap();
         parsed.header.push(b' ');
@@ -81,6 +84,116 @@ async fn an_export_is_verified_without_a_database_and_without_a_server() {
             bundle::verify(directory.path(), Trust { keys: vec![other], ..Trust::default() });
         assert!(!report.unwrap().is_clean());
     }
+}
+
+/// Changes `bundle.json`.
+fn relabel(directory: &Path, change: impl FnOnce(&mut Value)) {
+    let path = directory.join("bundle.json");
+    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut manifest);
+    std::fs::write(path, manifest.to_string()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_is_no_more_and_no_other_than_what_was_signed() {
+    let server = Server::start().await;
+    record(&server.client(), 20).await;
+    let (size, _) = sealed(&server.client()).await;
+    let trust = Trust { keys: vec![key(&server.client()).await], ..Trust::default() };
+    let whole = tempfile::tempdir().unwrap();
+    let manifest = export(&server, whole.path(), Format::Jsonl).await.manifest;
+    let directory = whole.path();
+    let verify = || bundle::verify(directory, trust.clone());
+    let as_written = std::fs::read(directory.join("bundle.json")).unwrap();
+    for (label, value) in [
+        ("size", (size - 1).into()),
+        ("root", Value::from("00".repeat(32))),
+        ("origin", "elsewhere/log/1".into()),
+        ("epoch", (manifest.epoch + 1).into()),
+    ] {
+        relabel(directory, |manifest| manifest[label] = value);
+        assert!(!verify().unwrap().is_clean(), "{label}");
+        std::fs::write(directory.join("bundle.json"), &as_written).unwrap();
+    }
+    assert!(verify().unwrap().is_clean());
+
+    // A size that no disk holds ends where the files do.
+    for size in [1 << 40, 1 << 63, u64::MAX] {
+        relabel(directory, |manifest| manifest["size"] = size.into());
+        assert!(matches!(verify(), Err(BundleError::Io(..))));
+        std::fs::write(directory.join("bundle.json"), &as_written).unwrap();
+    }
+
+    // One more event, which nobody has signed, and a checkpoint of an epoch that has no key.
+    let path = part(directory, "jsonl");
+    let mut text = std::fs::read_to_string(&path).unwrap();
+    let mut more = bundle::Line::from_jsonl(text.lines().last().unwrap()).unwrap();
+    (more.position, more.version) = (size + 1, more.version + 1);
+    more.leaf_hash = more.leaf().hash();
+    text.push_str(&(more.to_jsonl() + "\n"));
+    std::fs::write(&path, &text).unwrap();
+    assert!(!verify().unwrap().is_clean());
+    relabel(directory, |manifest| manifest["size"] = (size + 1).into());
+    assert!(!verify().unwrap().is_clean());
+    let mut tree = milepost::ledger::tree::Tree::default();
+    for line in text.lines() {
+        tree.push(bundle::Line::from_jsonl(line).unwrap().leaf_hash, drop);
+    }
+    let (origin, size, root) = (manifest.origin, size + 1, tree.root());
+    let forged = milepost::ledger::Checkpoint { origin, size, root };
+    let note = milepost::ledger::key::SigningKey::generate().unwrap().sign(&forged);
+    let listed = serde_json::json!({"epoch": 1, "size": size, "root": root.to_string(),
+        "sealed_at": "2026-01-01T00:00:00Z", "note": note});
+    let checkpoints = directory.join("checkpoints.jsonl");
+    let genuine = std::fs::read_to_string(&checkpoints).unwrap();
+    std::fs::write(&checkpoints, format!("{genuine}{listed}\n")).unwrap();
+    std::fs::write(directory.join("checkpoint"), &note).unwrap();
+    std::fs::write(directory.join("proofs.jsonl"), "").unwrap();
+    relabel(directory, |manifest| manifest["root"] = root.to_string().into());
+    let report = verify().unwrap();
+    assert_eq!(report.found, 1, "{:?}", report.findings);
+    assert!(matches!(report.first().unwrap().problem, Problem::Checkpoint { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_is_whole_though_its_checkpoint_is_superseded_meanwhile() {
+    let mut server = Server::start().await;
+    let client = server.client();
+    client.job("mari").await;
+    sealed(&client).await;
+    record(&client, 20).await;
+    let (size, _) = sealed(&client).await;
+    let trust = Trust { keys: vec![key(&client).await], ..Trust::default() };
+    server.stop().await;
+    // What the export reads behind its checkpoint has to wait.
+    let holder = sql(&server.database_url()).await;
+    holder
+        .batch_execute("BEGIN; LOCK TABLE archived_range IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (database, path) =
+        (Database::new(&server.database_url()).unwrap(), directory.path().to_owned());
+    let exporting = tokio::spawn(async move {
+        bundle::export(&database, &path, Format::Jsonl, 2, None).await.unwrap()
+    });
+    let owner = sql(&server.database_url()).await;
+    wait_until("the export waits", || async {
+        let waiting = "SELECT FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database \
+             WHERE NOT l.granted AND l.relation = 'archived_range'::regclass \
+             AND d.datname = current_database()";
+        owner.query_opt(waiting, &[]).await.unwrap()
+    })
+    .await;
+    // As the sealer does it: the later one takes the place of the one before.
+    let supersede = "WITH replaced AS (DELETE FROM checkpoint WHERE NOT kept RETURNING *) \
+         INSERT INTO checkpoint SELECT epoch, size + 1, root, note, sealed_at, kept FROM replaced";
+    assert_eq!(owner.execute(supersede, &[]).await.unwrap(), 1);
+    holder.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(exporting.await.unwrap().manifest.size, size);
+    let report = bundle::verify(directory.path(), trust).unwrap();
+    assert!(report.is_clean(), "{:?}", report.findings);
+    assert_eq!(report.sealed, size);
 }
 
 #[tokio::test(flavor = "multi_thread")]

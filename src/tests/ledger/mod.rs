@@ -10,6 +10,8 @@ mod tampering;
 
 use std::path::Path;
 
+use jiff::Timestamp;
+use milepost::app::Clock;
 use milepost::ledger::verify::{self, Report, Trust};
 use milepost::ledger::{KeyFile, VerifierKey};
 use milepost::log::Database;
@@ -44,7 +46,7 @@ async fn record(client: &Client, callbacks: usize) {
 }
 
 /// The latest checkpoint, once it covers the whole log: its size and the note.
-async fn sealed(client: &Client) -> (u64, String) {
+pub(crate) async fn sealed(client: &Client) -> (u64, String) {
     let head = client.read("/api/events?limit=0").await["head"].as_u64().unwrap();
     wait_until("the log is sealed", || async {
         let (size, note) = checkpoint(client).await?;
@@ -64,7 +66,7 @@ async fn checkpoint(client: &Client) -> Option<(u64, String)> {
 }
 
 /// The public key in force.
-async fn key(client: &Client) -> VerifierKey {
+pub(crate) async fn key(client: &Client) -> VerifierKey {
     let answer = client.send(client.request(Method::GET, "/log/keys")).await;
     let keys: Value = serde_json::from_slice(&answer.body).unwrap();
     let last = keys["keys"].as_array().unwrap().last().unwrap();
@@ -84,7 +86,7 @@ async fn audit(server: &Server) -> Report {
 }
 
 /// Runs a subcommand of `milepost log` on a server's database and keys; its exit code and output.
-async fn log(server: &Server, arguments: &[&str]) -> (Option<i32>, String) {
+pub(crate) async fn log(server: &Server, arguments: &[&str]) -> (Option<i32>, String) {
     let output = command(server, arguments).output().await.unwrap();
     let words = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(words).unwrap())
@@ -103,6 +105,10 @@ fn command(server: &Server, arguments: &[&str]) -> tokio::process::Command {
 }
 
 async fn audit_with(server: &Server, trust: Trust) -> Report {
+    audit_at(server, trust, Clock.now()).await
+}
+
+async fn audit_at(server: &Server, trust: Trust, now: Timestamp) -> Report {
     let database = Database::new(&server.database_url()).unwrap();
-    verify::database(&database, trust, CONNECTIONS).await.unwrap()
+    verify::database(&database, trust, CONNECTIONS, now).await.unwrap()
 }

@@ -198,6 +198,17 @@ async fn a_log_that_was_set_back_is_not_sealed_until_a_new_epoch_says_why() {
     let report = audit(&server).await;
     assert!(report.is_clean(), "{:?}", report.findings);
     assert_eq!(report.sealed, size);
+    // Everybody is told that it was begun: whether that was meant stands in no database.
+    let (code, words) = log(&server, &["verify", "--json"]).await;
+    let told: Value = serde_json::from_str(&words).unwrap();
+    let told = &told["epochs"][0];
+    assert_eq!((code, &told["epoch"]), (Some(0), &begun["epoch"]), "{words}");
+    for name in ["former_epoch", "size", "signed_size", "reason"] {
+        assert_eq!((&told[name], told[name].is_null()), (&begun[name], false), "{name}");
+    }
+    let (_, words) = log(&server, &["verify"]).await;
+    let line = format!("Epoch {} was begun at position {}", told["epoch"], told["position"]);
+    assert!(words.contains(&line), "{words}");
     // Who kept a note of what was lost is told what became of it.
     let trust = Trust { keys: vec![first_key], notes: vec![note], ..Trust::default() };
     let report = audit_with(&server, trust).await;

@@ -1,15 +1,18 @@
 //! A superuser disables the triggers and changes what is recorded: the audit names the position.
 
+use jiff::SignedDuration;
+use milepost::app::Clock;
 use milepost::ledger::hash::{Hash, concatenated};
 use milepost::ledger::key::{SigningKey, signed};
 use milepost::ledger::note::Note;
 use milepost::ledger::tree::{Tile, Tree};
-use milepost::ledger::verify::{Problem, Trust};
+use milepost::ledger::verify::{self, Problem, Report, Trust, UNSEALED_MAX};
 use milepost::ledger::{Checkpoint, Leaf};
+use milepost::log::{CHUNK_EVENTS_MAX, Database};
 use tokio_postgres::Client;
 
-use super::{audit, audit_with, key_file, record, sealed};
-use crate::harness::{Server, sql};
+use super::{CONNECTIONS, audit, audit_at, audit_with, key_file, log, record, sealed};
+use crate::harness::{Server, database, sql};
 
 /// Tamperings that are tried.
 const TAMPERINGS: u64 = 1_000;
@@ -388,4 +391,142 @@ async fn a_log_that_was_cut_off_with_its_checkpoints_is_found_by_one_that_was_ke
     let first = report.first().unwrap();
     assert_eq!(first.problem, Problem::Behind { signed: size });
     assert_eq!(first.position, report.sealed + 1);
+}
+
+/// Takes away that a position is there once.
+const NO_LONGER_UNIQUE: &str = "ALTER TABLE event DISABLE TRIGGER ALL; \
+     ALTER TABLE event_000000 DISABLE TRIGGER ALL; \
+     ALTER TABLE event DROP CONSTRAINT event_pkey; CREATE INDEX ON event (position)";
+
+/// A second event at a position.
+pub(super) fn double(position: u64) -> String {
+    format!(
+        "INSERT INTO event SELECT position, gen_random_uuid(), 1, type, schema_version, \
+         recorded_at, header, 'forged' FROM event WHERE position = {position}"
+    )
+}
+
+pub(super) const NO_DOUBLES: &str = "DELETE FROM event WHERE body = 'forged'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_doubled_position_is_named_at_the_end_of_a_chunk_and_in_the_middle() {
+    const EVENTS: u64 = CHUNK_EVENTS_MAX as u64 + 1_000;
+    let url = database().await;
+    let owner = sql(&url).await;
+    let fill = format!(
+        "INSERT INTO event SELECT n, gen_random_uuid(), 1, 16, 1, \
+         '2026-01-01Z'::timestamptz + n * interval '1 microsecond', '{{}}', '{{}}' \
+         FROM generate_series(1, {EVENTS}) AS n; UPDATE log_head SET size = {EVENTS}"
+    );
+    owner.batch_execute(&fill).await.unwrap();
+    owner.batch_execute(NO_LONGER_UNIQUE).await.unwrap();
+    let database = Database::new(&url).unwrap();
+    let audit = async || {
+        let now = Clock.now();
+        verify::database(&database, Trust::default(), CONNECTIONS, now).await.unwrap()
+    };
+    for position in [CHUNK_EVENTS_MAX as u64, CHUNK_EVENTS_MAX as u64 + 1, 700, 1, EVENTS] {
+        owner.batch_execute(&double(position)).await.unwrap();
+        let report = audit().await;
+        let first = report.first().unwrap();
+        assert_eq!((first.position, &first.problem), (position, &Problem::Twice));
+        // Nothing behind it has moved; and nothing of this log was ever signed.
+        assert_eq!(report.found, 2, "{:?}", report.findings);
+        owner.batch_execute(NO_DOUBLES).await.unwrap();
+    }
+    assert_eq!(audit().await.events, EVENTS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_doubled_position_of_a_sealed_log_is_named() {
+    let mut server = Server::start().await;
+    record(&server.client(), 300).await;
+    let (size, _) = sealed(&server.client()).await;
+    server.stop().await;
+    let owner = sql(&server.database_url()).await;
+    owner.batch_execute(NO_LONGER_UNIQUE).await.unwrap();
+    for position in [1, 256, size] {
+        owner.batch_execute(&double(position)).await.unwrap();
+        let report = audit(&server).await;
+        let first = report.first().unwrap();
+        assert_eq!((first.position, &first.problem), (position, &Problem::Twice));
+        // The tree has what was sealed in its place: every root is as it was.
+        let of_stream = |it: &verify::Finding| matches!(it.problem, Problem::Version { .. });
+        let others = report.findings[1..].iter().filter(|it| !of_stream(it)).count();
+        assert_eq!(others, 0, "{:?}", report.findings);
+        owner.batch_execute(NO_DOUBLES).await.unwrap();
+    }
+    assert!(audit(&server).await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_deletes_checkpoints_rewrites_nothing_unnoticed() {
+    let mut server = Server::start().await;
+    let client = server.client();
+    client.job("mari").await;
+    sealed(&client).await;
+    record(&client, 100).await;
+    let (size, _) = sealed(&client).await;
+    server.stop().await;
+    let owner = opened(&server).await;
+    let first = owner.query_one("SELECT min(size) FROM checkpoint", &[]).await.unwrap();
+    let early = first.get::<_, i64>(0) as u64;
+    let cut = format!(
+        "DELETE FROM checkpoint WHERE size > {early}; \
+         UPDATE tree_tile SET hashes = substring(hashes FOR 32 * {early}); \
+         UPDATE event SET body = body || ' ' WHERE position > {early}"
+    );
+    owner.batch_execute(&cut).await.unwrap();
+    assert_eq!(owner.query("SELECT FROM checkpoint", &[]).await.unwrap().len(), 1);
+    // The machine that seals knows what it has signed.
+    let (code, words) = log(&server, &["verify"]).await;
+    assert_eq!(code, Some(3), "{words}");
+    assert!(words.contains(&format!("from here to {size} was changed")), "{words}");
+    // Whoever has only its keys knows that events do not wait for so long.
+    let keys = key_file(server.dir()).read().unwrap();
+    let keys: Vec<_> = keys.iter().map(|key| key.verifier("")).collect();
+    let recorded_at: jiff::Timestamp = owner
+        .query_one("SELECT recorded_at FROM event WHERE position = $1", &[&(early as i64 + 1)])
+        .await
+        .unwrap()
+        .get(0);
+    let audit_when_waited = async |waited: SignedDuration| -> Report {
+        let trust = Trust { keys: keys.clone(), ..Trust::default() };
+        audit_at(&server, trust, recorded_at.checked_add(waited).unwrap()).await
+    };
+    let report = audit_when_waited(UNSEALED_MAX).await;
+    assert!(report.is_clean(), "{:?}", report.findings);
+    let report = audit_when_waited(UNSEALED_MAX + SignedDuration::from_micros(1)).await;
+    let first = report.first().unwrap();
+    let expected = Problem::UnsealedFrom { head: size, recorded_at };
+    assert_eq!((first.position, &first.problem), (early + 1, &expected));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_cannot_be_read_are_no_reason_to_trust_the_log() {
+    let mut server = Server::start().await;
+    record(&server.client(), 5).await;
+    sealed(&server.client()).await;
+    server.stop().await;
+    assert_eq!(log(&server, &["verify"]).await.0, Some(0));
+    std::fs::write(key_file(server.dir()).path(), "no key").unwrap();
+    let (code, words) = log(&server, &["verify"]).await;
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains("holds no Ed25519 keys"), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_size_beyond_all_events_is_one_finding_whatever_checkpoint_says_so() {
+    let mut server = Server::start().await;
+    record(&server.client(), 300).await;
+    let (size, _) = sealed(&server.client()).await;
+    server.stop().await;
+    let owner = opened(&server).await;
+    let claim = "UPDATE log_head SET size = 1::bigint << 60; INSERT INTO checkpoint \
+         SELECT epoch, 1::bigint << 60, root, note, sealed_at, true FROM checkpoint LIMIT 1";
+    owner.batch_execute(claim).await.unwrap();
+    let report = audit(&server).await;
+    let missing = report.findings.iter().find(|it| it.position == size + 1).unwrap();
+    assert_eq!(missing.problem, Problem::MissingUpTo { last: 1 << 60 }, "{:?}", report.findings);
+    assert_eq!(report.events, size);
 }
