@@ -50,6 +50,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// The attempts that this process runs itself: at the end they are waited for.
     pub attempts: TaskTracker,
+    /// What is done behind an answer that must not wait for it: at the end it is waited for.
+    pub behind_answers: TaskTracker,
     /// Says when to end.
     pub shutdown: CancellationToken,
 }
@@ -89,6 +91,7 @@ impl App {
             log,
             metrics,
             attempts: TaskTracker::new(),
+            behind_answers: TaskTracker::new(),
             shutdown,
             config,
         }))

@@ -350,8 +350,25 @@ pub async fn read_queue(log: &Log) -> Result<(u32, Queue), ExecuteError> {
     let Some(latest) = log.read_latest(StreamId::QUEUE).await? else {
         return Ok((0, Queue::default()));
     };
-    let recorded = latest.recorded().map_err(|error| unreadable(&latest, error))?;
-    Ok((latest.version, Queue::after(&recorded)))
+    Ok((latest.version, queue_after(log, latest).await?))
+}
+
+/// The queue after an event of its stream.
+///
+/// # Errors
+/// [`ExecuteError::Database`] or [`ExecuteError::Unreadable`].
+pub async fn queue_after(log: &Log, event: Committed) -> Result<Queue, ExecuteError> {
+    let mut latest = Some(event);
+    while let Some(event) = latest {
+        let recorded = event.recorded().map_err(|error| unreadable(&event, error))?;
+        if let Some(queue) = Queue::after(&recorded) {
+            return Ok(queue);
+        }
+        // That its personal data was erased, which happens once, says nothing of the queue.
+        let Some(before) = event.version.checked_sub(1).filter(|before| *before > 0) else { break };
+        latest = log.read_versions(StreamId::QUEUE, before, 1).await?.pop();
+    }
+    Ok(Queue::default())
 }
 
 /// Gives a command to a view.

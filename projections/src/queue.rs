@@ -25,16 +25,17 @@ pub struct Pause {
 }
 
 impl Queue {
-    /// The queue after its latest event: each says all there is to know.
-    pub fn after(latest: &Recorded<'_>) -> Self {
+    /// The queue after an event of its stream, which says all there is to know, or nothing of it:
+    /// then it stands as it did before.
+    pub fn after(latest: &Recorded<'_>) -> Option<Self> {
         let paused = match latest.event {
             Event::QueuePaused(event) => Some(Pause {
                 by: event.paused_by.clone(),
                 reason: event.reason.clone(),
                 since: latest.recorded_at,
             }),
-            Event::QueueResumed(_)
-            | Event::AgentCreated(_)
+            Event::QueueResumed(_) => None,
+            Event::AgentCreated(_)
             | Event::ProjectionRebuildRequested(_)
             | Event::ProjectionRollbackRequested(_)
             | Event::ProjectionVerifyRequested(_)
@@ -98,8 +99,8 @@ impl Queue {
             | Event::TokenRevoked(_)
             | Event::LogRangeArchived(_)
             | Event::LogRangeRestored(_)
-            | Event::PersonalDataErased(_) => None,
+            | Event::PersonalDataErased(_) => return None,
         };
-        Self { paused }
+        Some(Self { paused })
     }
 }

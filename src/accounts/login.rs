@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use jiff::{SignedDuration, Timestamp};
 use milepost_schemas::event::{ActionRefused, LogInFailed, LogInWay};
 use milepost_schemas::{AccountId, Metadata, Right, StreamId};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::record::commit;
+use super::record::{commit, in_order};
 use super::throttle::{self, Keys, is_told};
-use super::{AccountError, Holder, LINK_DURATION, Who, passwords, secret, sessions, sha_of};
-use crate::domain::account::PASSWORD_BYTES_MAX;
+use super::{AccountError, Busy, Holder, LINK_DURATION, Who, passwords, secret, sessions, sha_of};
+use crate::domain::AccountRefusal;
+use crate::domain::account::{self, PASSWORD_BYTES_MAX};
 use crate::log::{Database, DatabaseError};
 
 /// Who stands at the door.
@@ -44,6 +46,9 @@ pub enum LogInError {
     /// Too many failed before.
     #[error("too many log-ins have failed")]
     Wait(SignedDuration),
+    /// It was not looked at, and does not count.
+    #[error(transparent)]
+    Busy(#[from] Busy),
     /// The database cannot be asked.
     #[error(transparent)]
     Database(#[from] DatabaseError),
@@ -55,57 +60,118 @@ impl From<tokio_postgres::Error> for LogInError {
     }
 }
 
-/// Begins a session for whoever knows the password; returns the cookie's secret.
+/// An account as it was when its password was looked at.
+struct Known {
+    account: AccountId,
+    hash: String,
+    enabled: bool,
+}
+
+/// Begins a session for whoever knows the password; returns the cookie's secret. What the log is
+/// told of a failure is told `behind` the answer.
 ///
 /// # Errors
 /// [`LogInError`]: there is no session then.
 pub async fn log_in(
     database: &Database,
+    behind: &TaskTracker,
     email: &str,
     password: &str,
     visit: &Visit<'_>,
 ) -> Result<String, LogInError> {
-    let account = check(database, email, password, visit).await?;
+    let Known { account, hash, .. } = check(database, behind, email, password, visit).await?;
     let mut client = database.get().await?;
     let metadata = visit.metadata(format!("account:{account}"), account.0);
     let tx = client.transaction().await?;
+    in_order(&tx).await?;
+    // It took a while to look at the password: it may be another by now.
+    let still = "SELECT FROM account \
+         WHERE id = $1 AND password_hash = $2 AND disabled_at IS NULL";
+    if tx.query_opt(still, &[&account.0, &hash]).await?.is_none() {
+        return Err(LogInError::Wrong);
+    }
     Ok(sessions::begin(tx, account, LogInWay::Password, visit, &metadata).await?)
 }
 
-/// Whose address and password these are. Counts the try, and tells the log of failures.
-pub(super) async fn check(
+/// Whose address and password these are. Counts the try, and has the log told of failures.
+async fn check(
     database: &Database,
+    behind: &TaskTracker,
     email: &str,
     password: &str,
     visit: &Visit<'_>,
-) -> Result<AccountId, LogInError> {
-    let keys = Keys::new(email, visit.address);
+) -> Result<Known, LogInError> {
+    let (folded, known) = look_up(database, email).await?;
+    let keys = Keys::new(&folded, visit.address);
     let begun = throttle::begin(database, keys, visit.id.as_u128(), visit.now).await?;
     let made = begun.map_err(LogInError::Wait)?;
-    let query = "SELECT id, password_hash, disabled_at IS NULL FROM account \
-         WHERE lower(email) = lower($1)";
-    let row = database.get().await?.query_opt(query, &[&email.trim()]).await?;
-    let known = row.as_ref().map(|row| AccountId(row.get(0)));
-    let hash = row.as_ref().map(|row| row.get(1));
-    let enabled = row.as_ref().is_some_and(|row| row.get(2));
-    let fits = password.len() <= PASSWORD_BYTES_MAX && passwords::verify(password, hash).await;
-    if let Some(account) = known.filter(|_| fits && enabled) {
+    let hash = known.as_ref().map(|known| known.hash.clone());
+    let looked_at = match password.len() {
+        0..=PASSWORD_BYTES_MAX => passwords::verify(password, hash).await,
+        _ => Ok(false),
+    };
+    let Ok(fits) = looked_at else {
+        throttle::not_looked_at(database, made).await?;
+        return Err(Busy.into());
+    };
+    let account = known.as_ref().map(|known| known.account);
+    if let Some(known) = known.filter(|known| fits && known.enabled) {
         throttle::succeeded(database, made).await?;
-        return Ok(account);
+        return Ok(known);
     }
-    let failures = match known {
-        Some(_) => made.of_account,
+    // What is told differs between an address with an account and one without: up to the answer
+    // both take the same.
+    let stream = account.map_or(StreamId::LOG_INS, AccountId::stream);
+    let metadata = visit.metadata("system:log-in".to_owned(), stream.0);
+    let telling = tell(database.clone(), account, made.of_account, visit.now, metadata);
+    behind.spawn(async {
+        if let Err(error) = telling.await {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "a log-in that failed is not in the log");
+        }
+    });
+    Err(LogInError::Wrong)
+}
+
+/// An address as the database folds it, by which its failures are counted, and whose it is. What
+/// is no address folds to nothing, and is nobody's.
+async fn look_up(
+    database: &Database,
+    email: &str,
+) -> Result<(String, Option<Known>), DatabaseError> {
+    let email = account::email(email).unwrap_or_default();
+    let query = "SELECT f.email, a.id, a.password_hash, a.disabled_at IS NULL \
+         FROM (SELECT lower($1) AS email) AS f LEFT JOIN account AS a ON lower(a.email) = f.email";
+    let row = database.get().await?.query_one(query, &[&email]).await?;
+    let known = row.get::<_, Option<Uuid>>(1).map(|id| Known {
+        account: AccountId(id),
+        hash: row.get(2),
+        enabled: row.get(3),
+    });
+    Ok((row.get(0), known))
+}
+
+/// Tells the log of a failure at an account, or at nobody's; of a run the first, the fourth, and so
+/// on.
+async fn tell(
+    database: Database,
+    account_id: Option<AccountId>,
+    of_account: u32,
+    now: Timestamp,
+    metadata: Metadata,
+) -> Result<(), DatabaseError> {
+    let failures = match account_id {
+        Some(_) => of_account,
         // However many addresses are made up, they are one run.
-        None => throttle::count_unknown(database, visit.now).await?,
+        None => throttle::count_unknown(&database, now).await?,
     };
     if is_told(failures) {
-        let stream = known.map_or(StreamId::LOG_INS, AccountId::stream);
-        let metadata = visit.metadata("system:log-in".to_owned(), stream.0);
-        let event = LogInFailed { account_id: known, failures };
+        let stream = StreamId(metadata.correlation_id);
         let mut client = database.get().await?;
+        let event = LogInFailed { account_id, failures };
         commit(client.transaction().await?, stream, event, &metadata).await?;
     }
-    Err(LogInError::Wrong)
+    Ok(())
 }
 
 /// Gives the holder of a session another password, if they know the one of now. Their other
@@ -115,6 +181,7 @@ pub(super) async fn check(
 /// [`LogInError`], counted like a log-in: a stolen session is no way around the counting.
 pub async fn own_password(
     database: &Database,
+    behind: &TaskTracker,
     holder: &Holder,
     current: &str,
     new: &str,
@@ -123,12 +190,17 @@ pub async fn own_password(
     let Who::Person { account, email, session } = &holder.who else {
         return Err(LogInError::Wrong);
     };
-    if let Err(refusal) = crate::domain::account::password(new) {
+    if let Err(refusal) = account::password(new) {
         return Ok(Err(refusal.into()));
     }
-    check(database, email, current, visit).await?;
+    let known = check(database, behind, email, current, visit).await?;
     let metadata = visit.metadata(holder.name(), account.0);
-    Ok(super::set_password(database, *account, new, Some(*session), &metadata).await)
+    let own = Some((*session, &*known.hash));
+    match super::set_password(database, *account, new, own, &metadata).await {
+        // It was another by then.
+        Err(AccountError::Refused(AccountRefusal::Unknown)) => Err(LogInError::Wrong),
+        changed => Ok(changed),
+    }
 }
 
 /// Makes a link's token that logs in once.
@@ -164,6 +236,7 @@ pub async fn use_link(
 ) -> Result<Option<String>, DatabaseError> {
     let mut client = database.get().await?;
     let tx = client.transaction().await?;
+    in_order(&tx).await?;
     let delete = "DELETE FROM login_link AS l USING account AS a \
          WHERE l.token_sha256 = $1 AND l.account_id = a.id \
          RETURNING l.account_id, l.expires_at > $2 AND a.disabled_at IS NULL";

@@ -24,6 +24,7 @@ use crate::domain::access;
 use crate::log::DatabaseError;
 
 pub use login::{LogInError, Visit, log_in, make_link, own_password, record_refusal, use_link};
+pub use passwords::Busy;
 pub use people::{
     AccountRow, change, create, ensure_admin, id_of, list as list_accounts, set_password,
 };
@@ -48,6 +49,9 @@ pub enum AccountError {
     /// It is against the rules.
     #[error(transparent)]
     Refused(#[from] AccountRefusal),
+    /// Nobody looks at a password now.
+    #[error(transparent)]
+    Busy(#[from] Busy),
     /// The database cannot be asked, or refuses.
     #[error(transparent)]
     Database(#[from] DatabaseError),
@@ -144,4 +148,11 @@ fn role_of(text: &str) -> Result<Role, DatabaseError> {
 /// Rights as the database keeps them. One that this version does not know gives nothing.
 fn rights_of(texts: &[String]) -> Vec<Right> {
     texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+/// To what a credential is narrowed, empty where it is not; `None` where that is to nothing but
+/// rights that this version does not know.
+fn scopes_of(texts: &[String]) -> Option<Vec<Right>> {
+    let scopes = rights_of(texts);
+    (texts.is_empty() || !scopes.is_empty()).then_some(scopes)
 }

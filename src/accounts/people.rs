@@ -78,7 +78,7 @@ pub async fn create(
     metadata: &Metadata,
 ) -> Result<(), AccountError> {
     let email = account::email(email)?;
-    let hash = passwords::hash(account::password(password)?).await;
+    let hash = passwords::hash(account::password(password)?).await?;
     let mut client = database.get().await?;
     let tx = client.transaction().await?;
     let made = tx
@@ -137,7 +137,8 @@ pub async fn change(
     Ok(())
 }
 
-/// Gives an account another password. Its sessions end, but for the one given.
+/// Gives an account another password; its sessions end. One that its holder changes is `own`: their
+/// session goes on, if the hash is still that of the password they gave.
 ///
 /// # Errors
 /// [`AccountError`]: it has the password of before then.
@@ -145,14 +146,17 @@ pub async fn set_password(
     database: &Database,
     id: AccountId,
     password: &str,
-    kept: Option<SessionId>,
+    own: Option<(SessionId, &str)>,
     metadata: &Metadata,
 ) -> Result<(), AccountError> {
-    let hash = passwords::hash(account::password(password)?).await;
+    let hash = passwords::hash(account::password(password)?).await?;
+    let (kept, given) = own.unzip();
     let mut client = database.get().await?;
     let tx = client.transaction().await?;
-    let update = "UPDATE account SET password_hash = $2 WHERE id = $1";
-    if tx.execute(update, &[&id.0, &hash]).await? == 0 {
+    in_order(&tx).await?;
+    let update = "UPDATE account SET password_hash = $2 WHERE id = $1 \
+         AND ($3::text IS NULL OR (password_hash = $3 AND disabled_at IS NULL))";
+    if tx.execute(update, &[&id.0, &hash, &given]).await? == 0 {
         return Err(AccountRefusal::Unknown.into());
     }
     let delete = "DELETE FROM session WHERE account_id = $1 AND id IS DISTINCT FROM $2";
@@ -166,21 +170,21 @@ pub async fn set_password(
 /// One who is there and has the password is left alone, and so are their sessions.
 ///
 /// # Errors
-/// [`DatabaseError`] when the database refuses.
+/// [`AccountError`] when the database refuses.
 pub async fn ensure_admin(
     database: &Database,
     id: AccountId,
     email: &str,
     password: &str,
-) -> Result<(), DatabaseError> {
+) -> Result<(), AccountError> {
     let client = database.get().await?;
     let query = "SELECT password_hash FROM account \
          WHERE lower(email) = lower($1) AND role = 'admin' AND disabled_at IS NULL";
     let known = client.query_opt(query, &[&email]).await?.map(|row| row.get(0));
-    if passwords::verify(password, known).await {
+    if passwords::verify(password, known).await? {
         return Ok(());
     }
-    let hash = passwords::hash(password).await;
+    let hash = passwords::hash(password).await?;
     client
         .execute(
             "INSERT INTO account (id, email, password_hash, role) VALUES ($1, $2, $3, 'admin') \

@@ -31,7 +31,8 @@ pub(super) async fn commit(
     Ok(Position(row.get::<_, i64>(0) as u64))
 }
 
-/// Takes the lock that orders changes of accounts among themselves.
+/// Takes the lock that orders changes of accounts among themselves. Whatever ends sessions takes it
+/// before anything else: the triggers take it too, behind the rows.
 pub(super) async fn in_order(tx: &Transaction<'_>) -> Result<(), DatabaseError> {
     tx.execute("SELECT FROM access_change WHERE one_row FOR UPDATE", &[]).await?;
     Ok(())

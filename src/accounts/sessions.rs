@@ -7,7 +7,7 @@ use milepost_schemas::{AccountId, Metadata, SessionId};
 use serde::Serialize;
 
 use super::login::Visit;
-use super::record::commit;
+use super::record::{commit, in_order};
 use super::{Holder, USE_NOTED_EVERY, Who, role_of, secret, sha_of};
 use crate::log::{Database, DatabaseError};
 
@@ -44,7 +44,7 @@ pub struct SessionRow {
     pub user_agent: Option<String>,
 }
 
-/// Begins a session within a transaction and commits; returns the cookie's secret. Whatever
+/// Begins a session within a transaction that is `in_order`, and commits; returns the cookie's secret. Whatever
 /// session the browser had ends: an identifier is never carried over a log-in.
 pub(super) async fn begin(
     tx: Transaction<'_>,
@@ -168,6 +168,7 @@ pub async fn end(
 ) -> Result<bool, DatabaseError> {
     let mut client = database.get().await?;
     let tx = client.transaction().await?;
+    in_order(&tx).await?;
     let delete = "DELETE FROM session WHERE id = $1 AND ($2::uuid IS NULL OR account_id = $2) \
          RETURNING account_id";
     let of = of.map(|account| account.0);

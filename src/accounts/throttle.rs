@@ -18,6 +18,7 @@ use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
+use tokio_postgres::Client;
 
 use super::Sha;
 use crate::log::{Database, DatabaseError};
@@ -108,12 +109,13 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// The keys of a try.
+    /// The keys of a try at an address as the database folds it: whatever is looked up as the same
+    /// account is counted as one.
     pub fn new(email: &str, address: IpAddr) -> Self {
-        let (email, address) = (email.trim().to_lowercase(), network(address));
+        let address = network(address);
         let key = |kind: &str, text: &str| Sha256::digest(format!("{kind}\0{text}")).into();
         Self {
-            account: key("account", &email),
+            account: key("account", email),
             address: key("address", &address.to_string()),
             pair: key("pair", &format!("{email}\0{address}")),
         }
@@ -184,10 +186,10 @@ pub async fn begin(
          failures = CASE WHEN last_at <= $3 THEN 1 ELSE least(failures, 1000000000) + 1 END \
          WHERE key = ANY($1)";
     tx.execute(update, &[&all, &now, &floor]).await?;
-    if random.is_multiple_of(TRIES_BETWEEN_CUTS) {
-        cut(&tx, floor).await?;
-    }
     tx.commit().await?;
+    if random.is_multiple_of(TRIES_BETWEEN_CUTS) {
+        cut(&client, floor).await?;
+    }
     Ok(Ok(Try { keys, of_account: known.account.at(now).count + 1 }))
 }
 
@@ -209,15 +211,14 @@ pub(super) async fn count_unknown(
     Ok(row.get::<_, i32>(0).unsigned_abs())
 }
 
-/// Keeps the table within its bounds.
-async fn cut(
-    tx: &deadpool_postgres::Transaction<'_>,
-    floor: Timestamp,
-) -> Result<(), DatabaseError> {
-    tx.execute("DELETE FROM log_in_failure WHERE last_at <= $1", &[&floor]).await?;
-    let oldest = "DELETE FROM log_in_failure WHERE key IN ( \
-         SELECT key FROM log_in_failure ORDER BY last_at DESC OFFSET $1)";
-    tx.execute(oldest, &[&ROWS_MAX]).await?;
+/// Keeps the table within its bounds. What a try has in its hands is left for the next time: nobody
+/// waits for this.
+async fn cut(client: &Client, floor: Timestamp) -> Result<(), DatabaseError> {
+    let delete = "DELETE FROM log_in_failure WHERE key IN ( \
+         SELECT key FROM log_in_failure WHERE last_at <= $1 OR key IN ( \
+             SELECT key FROM log_in_failure ORDER BY last_at DESC OFFSET $2 \
+         ) FOR UPDATE SKIP LOCKED)";
+    client.execute(delete, &[&floor, &ROWS_MAX]).await?;
     Ok(())
 }
 
@@ -227,10 +228,25 @@ async fn cut(
 /// # Errors
 /// [`DatabaseError`] when the database cannot be asked.
 pub async fn succeeded(database: &Database, made: Try) -> Result<(), DatabaseError> {
+    take_back(database, made, true).await
+}
+
+/// Takes a try back whose password nobody looked at.
+///
+/// # Errors
+/// [`DatabaseError`] when the database cannot be asked.
+pub(super) async fn not_looked_at(database: &Database, made: Try) -> Result<(), DatabaseError> {
+    take_back(database, made, false).await
+}
+
+async fn take_back(database: &Database, made: Try, is_right: bool) -> Result<(), DatabaseError> {
+    // The rows in the order in which a try takes them.
+    let update = "WITH tried AS ( \
+             SELECT key FROM log_in_failure WHERE key = ANY($1) ORDER BY key FOR UPDATE \
+         ) UPDATE log_in_failure AS f SET failures = CASE WHEN $3 AND f.key = $2 THEN 0 \
+             ELSE greatest(f.failures - 1, 0) END FROM tried AS t WHERE f.key = t.key";
     let client = database.get().await?;
-    let update = "UPDATE log_in_failure SET failures = CASE WHEN key = $2 THEN 0 \
-             ELSE greatest(failures - 1, 0) END WHERE key = ANY($1)";
-    client.execute(update, &[&made.keys.all(), &made.keys.pair.as_slice()]).await?;
+    client.execute(update, &[&made.keys.all(), &made.keys.pair.as_slice(), &is_right]).await?;
     Ok(())
 }
 
@@ -308,7 +324,5 @@ mod tests {
         assert_ne!(keys("2001:db8::1"), keys("2001:db8:0:1::1"));
         assert_eq!(keys("192.0.2.1"), keys("::ffff:192.0.2.1"));
         assert_ne!(keys("192.0.2.1"), keys("192.0.2.2"));
-        let address = "192.0.2.1".parse().unwrap();
-        assert_eq!(Keys::new(" Ada@Example.COM", address), Keys::new("ada@example.com", address));
     }
 }

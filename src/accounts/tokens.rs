@@ -6,7 +6,9 @@ use milepost_schemas::{Metadata, Right, Role, TokenId};
 use serde::Serialize;
 
 use super::record::commit;
-use super::{AccountError, Holder, USE_NOTED_EVERY, Who, rights_of, role_of, secret, sha_of};
+use super::{
+    AccountError, Holder, USE_NOTED_EVERY, Who, rights_of, role_of, scopes_of, secret, sha_of,
+};
 use crate::domain::AccountRefusal;
 use crate::domain::account::token_name;
 use crate::log::{Database, DatabaseError};
@@ -192,12 +194,7 @@ pub async fn of_bearer(
         let update = client.prepare_cached(update).await?;
         client.execute(&update, &[&sha.as_slice(), &now]).await?;
     }
-    let texts: Vec<String> = row.get(3);
-    let scopes = rights_of(&texts);
-    if scopes.is_empty() && !texts.is_empty() {
-        // Narrowed to rights that this version does not know: to nothing.
-        return Ok(None);
-    }
+    let Some(scopes) = scopes_of(&row.get::<_, Vec<String>>(3)) else { return Ok(None) };
     Ok(Some(Holder {
         who: Who::Program { token: TokenId(row.get(0)), name: row.get(1) },
         role: role_of(row.get(2))?,

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use milepost_schemas::Role;
+use milepost_schemas::{Right, Role};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Holder, Sha, role_of};
+use super::{Holder, Sha, role_of, scopes_of};
 use crate::log::{Database, DatabaseError};
 
 /// How often the number is looked at: a stream ends within a second, with room for a slow answer.
@@ -31,18 +31,26 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// People whose addresses are kept at hand for pages; of others, pages say the id.
 const PEOPLE_MAX: i64 = 10_000;
 
-/// Those of the given credentials that are in force, with what they are for.
-const IN_FORCE: &str = "SELECT s.token_sha256, a.role FROM session AS s \
+/// Those of the given credentials that are in force, with their terms.
+const IN_FORCE: &str = "SELECT s.token_sha256, a.role, '{}'::text[], s.expires_at FROM session AS s \
      INNER JOIN account AS a ON s.account_id = a.id \
      WHERE s.token_sha256 = ANY($1) AND s.expires_at > $2 AND a.disabled_at IS NULL \
-     UNION ALL SELECT token_sha256, role FROM api_token \
+     UNION ALL SELECT token_sha256, role, scopes, expires_at FROM api_token \
      WHERE token_sha256 = ANY($1) AND (expires_at IS NULL OR expires_at > $2)";
 
 /// The credentials that streams of this process are open with, and who people are.
 #[derive(Default)]
 pub struct Access {
-    cells: Mutex<HashMap<(Sha, Role), Weak<Cell>>>,
+    cells: Mutex<HashMap<(Sha, Terms), Weak<Cell>>>,
     people: Mutex<Arc<People>>,
+}
+
+/// What a stream was opened with: with any other, nobody can say that it still may go on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Terms {
+    role: Role,
+    scopes: Vec<Right>,
+    expires_at: Option<Timestamp>,
 }
 
 struct Cell {
@@ -101,14 +109,15 @@ impl Access {
     /// have been taken away since it was found to be in force.
     pub fn hold(&self, holder: &Holder) -> InForce {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = cells.entry((holder.sha, holder.role)).or_default();
+        let Holder { role, scopes, expires_at, sha, .. } = holder.clone();
+        let place = cells.entry((sha, Terms { role, scopes, expires_at })).or_default();
         let cell = place.upgrade().unwrap_or_else(|| {
             let cell = Cell { ended: CancellationToken::new(), seen: AtomicI64::new(0) };
             let cell = Arc::new(cell);
             *place = Arc::downgrade(&cell);
             cell
         });
-        InForce { cell, expires_at: holder.expires_at }
+        InForce { cell, expires_at }
     }
 
     /// Who people are.
@@ -176,10 +185,12 @@ impl Access {
         let shas: Vec<&[u8]> = unsure.iter().map(|((sha, _), _)| sha.as_slice()).collect();
         let mut in_force = HashMap::new();
         for row in client.query(IN_FORCE, &[&shas, &now]).await? {
-            in_force.insert(row.get::<_, Vec<u8>>(0), role_of(row.get(1))?);
+            let Some(scopes) = scopes_of(&row.get::<_, Vec<String>>(2)) else { continue };
+            let terms = Terms { role: role_of(row.get(1))?, scopes, expires_at: row.get(3) };
+            in_force.insert(row.get::<_, Vec<u8>>(0), terms);
         }
-        for ((sha, role), cell) in unsure {
-            if in_force.get(sha.as_slice()) == Some(&role) {
+        for ((sha, terms), cell) in unsure {
+            if in_force.get(sha.as_slice()) == Some(&terms) {
                 cell.seen.store(version, Ordering::Relaxed);
             } else {
                 cell.ended.cancel();
@@ -190,13 +201,13 @@ impl Access {
 
     /// Credentials that were not looked at since the number grew. Those that nobody holds any more
     /// are forgotten.
-    fn unsure(&self, version: i64) -> Vec<((Sha, Role), Arc<Cell>)> {
+    fn unsure(&self, version: i64) -> Vec<((Sha, Terms), Arc<Cell>)> {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         let mut unsure = Vec::new();
         cells.retain(|key, cell| {
             let Some(cell) = cell.upgrade() else { return false };
             if cell.seen.load(Ordering::Relaxed) != version && !cell.ended.is_cancelled() {
-                unsure.push((*key, cell));
+                unsure.push((key.clone(), cell));
             }
             true
         });

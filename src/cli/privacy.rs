@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::client::Server;
 use crate::config;
-use crate::log::{Database, MasterKeys, rewrap};
+use crate::log::{Database, MasterKeys, rewrap, vacuum};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -40,7 +40,13 @@ async fn wrap_anew() -> anyhow::Result<()> {
     let env = |name: &str| std::env::var(name).ok();
     let url = env("DATABASE_URL").context("DATABASE_URL is not set")?;
     let masters = MasterKeys::parse(&config::master_keys(&env)).map_err(anyhow::Error::msg)?;
-    let count = rewrap(&Database::new(&url)?, &masters).await?;
+    let database = Database::new(&url)?;
+    let count = rewrap(&database, &masters).await?;
     println!("{count} keys wrapped anew");
-    Ok(())
+    vacuum(&database).await?.map_err(|owner| {
+        anyhow::anyhow!(
+            "keys that the old master key opens are still in the file of the table data_key: only \
+             its owner may write that anew. Run this again as the role {owner}"
+        )
+    })
 }

@@ -18,7 +18,7 @@ use crate::{http, migrate as migrations, push, telemetry};
 const BACKLOG: u32 = 4_096;
 
 /// How long an attempt that is ended with its worker may take to say so, beyond the grace that its
-/// processes have.
+/// processes have; and what is done behind an answer, to be done.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
@@ -69,6 +69,10 @@ pub async fn serve(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
     app.start();
     let router = http::router(Arc::clone(&app));
     push::serve::serve(Arc::clone(&app), listener, router).await?;
+    app.behind_answers.close();
+    if tokio::time::timeout(LAST_WORDS, app.behind_answers.wait()).await.is_err() {
+        tracing::warn!("some log-ins that failed are not in the log");
+    }
     // Their processes are being ended; what is not said in time, the lapse of their leases says.
     app.attempts.close();
     let ended = tokio::time::timeout(app.config.ansible.grace + LAST_WORDS, app.attempts.wait());

@@ -160,7 +160,15 @@ impl Problem {
 
     /// 503: nothing was acknowledged; come back.
     pub fn unavailable() -> Self {
-        let detail = "The log cannot be reached; nothing was acknowledged, try again";
+        Self::come_back("The log cannot be reached; nothing was acknowledged, try again")
+    }
+
+    /// 503: so many passwords are being looked at that this one was not.
+    pub fn busy() -> Self {
+        Self::come_back("Too many are logging in at once; nothing was looked at, try again")
+    }
+
+    fn come_back(detail: &str) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let problem = Self::new(status, "unavailable", "Unavailable", detail);
         Self { retry_after: Some(RETRY_AFTER_SECONDS), ..problem }
@@ -267,6 +275,7 @@ impl From<AccountError> for Problem {
     fn from(error: AccountError) -> Self {
         let refusal = match error {
             AccountError::Refused(refusal) => refusal,
+            AccountError::Busy(_) => return Self::busy(),
             AccountError::Database(error) => return error.into(),
         };
         match refusal {
@@ -296,5 +305,17 @@ impl From<DatabaseError> for Problem {
         }
         tracing::error!(error = &error as &dyn std::error::Error, "the database failed");
         Self::unavailable()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_while_too_many_passwords_are_looked_at_is_told_when_to_come_back() {
+        let answer = Problem::from(AccountError::Busy(crate::accounts::Busy)).into_response();
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.headers()[header::RETRY_AFTER], "2");
     }
 }

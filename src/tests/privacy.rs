@@ -12,7 +12,7 @@ use milepost::execute;
 use milepost::ledger::proof::includes;
 use milepost::ledger::{Hash, note};
 use milepost::log::Since;
-use milepost_schemas::{AgentId, Metadata, Position};
+use milepost_schemas::{AgentId, Metadata, Position, StreamId};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -422,6 +422,7 @@ async fn the_master_key_is_changed_without_a_key_being_lost() {
     assert_eq!(String::from_utf8_lossy(&ended.stdout), "1 keys wrapped anew\n");
     assert_ne!(wrapped(&url, &agent).await.unwrap(), old);
     assert!(wrapped(&url, &erased).await.is_none());
+    says_so_where_it_may_not_rewrite_the_table(&url).await;
     // The old key opens nothing here any more, and a server with it does not start.
     let refused = open(&url, MASTER_KEY).await.map(|_| ()).unwrap_err();
     assert!(refused.contains("no master key given"), "{refused}");
@@ -430,6 +431,70 @@ async fn the_master_key_is_changed_without_a_key_being_lost() {
     let renewed = Server::with(options).await;
     assert_eq!(renewed.client().name_of(&agent).await, NAME);
     assert_eq!(renewed.client().name_of(&erased).await, "[erased]");
+}
+
+/// Who does not own the table leaves the old keys in its file, and must not say otherwise.
+async fn says_so_where_it_may_not_rewrite_the_table(url: &str) {
+    let owner = sql(url).await;
+    let names = owner.query_one("SELECT current_user::text, current_database()::text", &[]).await;
+    let names = names.unwrap();
+    let role = format!("reader_of_{}", names.get::<_, &str>(1));
+    let create = format!("CREATE ROLE {role} LOGIN PASSWORD 'reader' IN ROLE milepost_app");
+    owner.batch_execute(&create).await.unwrap();
+    let (_, place) = url.split_once('@').unwrap();
+    let ended = tokio::process::Command::new(MILEPOST)
+        .args(["privacy", "rewrap"])
+        .env("DATABASE_URL", format!("postgresql://{role}:reader@{place}"))
+        .env("MILEPOST_MASTER_KEY", NEXT_MASTER_KEY)
+        .output()
+        .await
+        .unwrap();
+    owner.batch_execute(&format!("DROP ROLE {role}")).await.unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let words = format!("Run this again as the role {}", names.get::<_, &str>(0));
+    assert!(!ended.status.success() && said.contains(&words), "{said}");
+}
+
+#[tokio::test]
+async fn a_pause_whose_words_are_erased_still_holds_now_and_in_the_past() {
+    let server = Server::start().await;
+    let client = server.client();
+    client.post("/api/queue/pause", &json!({"reason": REASON})).await;
+    client.erase(&StreamId::QUEUE.to_string()).await;
+    let erased = client.events().await.len();
+    client.agent("another").await;
+    for path in ["/api/queue".to_owned(), format!("/api/queue?at={erased}")] {
+        let paused = &client.read(&path).await["paused"];
+        assert_eq!((&paused["reason"], &paused["by"]), (&"[erased]".into(), &"token:dev".into()));
+    }
+    let overview = client.request(Method::GET, "/").bearer_auth(&client.token);
+    assert!(client.send(overview).await.text().contains("The queue is paused."));
+    assert_eq!(client.post("/api/queue/pause", &json!({"reason": "again"})).await.0, 409);
+    assert_eq!(client.post("/api/queue/resume", &json!({})).await.0, 200);
+    assert_eq!(client.read("/api/queue").await["paused"], Value::Null);
+    let past = client.read(&format!("/api/queue?at={erased}")).await;
+    assert_eq!(past["paused"]["reason"], "[erased]");
+}
+
+#[tokio::test]
+async fn a_long_text_is_opened_before_it_is_cut() {
+    let server = Server::start().await;
+    let client = server.client();
+    // The one is longer than what is shown only while it is sealed, the other always.
+    for error in [ERROR.repeat(7), ERROR.repeat(20)] {
+        let (_, job) = client.job(NAME).await;
+        let failed = json!({"job_id": job, "status": "failed", "error": error});
+        let (_, answer) = client.deliver(failed).await;
+        let position = answer["position"].as_u64().unwrap();
+        let shown = if error.len() <= 200 { error } else { format!("{}…", &error[..200]) };
+        let diff = format!("/diff?at={}&against={position}", position - 1);
+        for path in [format!("/events/{position}"), diff] {
+            let page = client.request(Method::GET, &path).bearer_auth(&client.token);
+            let page = client.send(page).await;
+            let text = page.text();
+            assert!(text.contains(&shown) && !text.contains("mp1."), "{path}: {text}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ impl World {
         };
         self.now = recorded.recorded_at;
         if recorded.stream == StreamId::QUEUE {
-            self.queue = Queue::after(&recorded);
+            self.queue = Queue::after(&recorded).unwrap_or(self.queue.clone());
         }
         apply::<Boards>(&mut self.boards, &recorded);
         apply::<Jobs>(&mut self.jobs, &recorded);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use milepost_projections::answers::{InstanceAnswer, JobAnswer, NodeAnswer};
 use milepost_schemas::{AgentId, EventType, JobId, NodeId, Position, StreamId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -63,7 +63,7 @@ pub struct Changed {
 }
 
 /// One field.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Field {
     /// Its path in the API's answer: `steps.installing.status`, `timeline.2.error_code`.
     pub field: String,

@@ -19,7 +19,7 @@ use milepost_schemas::{AgentId, Event, JobId, NodeId, Position, StreamId};
 use uuid::Uuid;
 
 use super::LIST_ROWS_MAX;
-use crate::execute::{ExecuteError, unreadable};
+use crate::execute::{ExecuteError, queue_after, unreadable};
 use crate::log::{Birth, Committed, DatabaseError, KeyError, Log};
 
 /// Things whose events are in memory at once: some ten thousand events of the largest jobs.
@@ -182,8 +182,7 @@ pub async fn queue_at(log: &Log, upto: Position) -> Result<Queue, ExecuteError> 
     let Some(latest) = log.read_latest_upto(StreamId::QUEUE, upto).await? else {
         return Ok(Queue::default());
     };
-    let recorded = latest.recorded().map_err(|error| unreadable(&latest, error))?;
-    Ok(Queue::after(&recorded))
+    queue_after(log, latest).await
 }
 
 /// How many there were of everything; `None` when there were more than [`COUNTED_MAX`].

@@ -266,7 +266,7 @@ impl States {
             Node::apply(&mut folded.node, &recorded);
             Job::apply(&mut folded.job, &recorded);
             if line.stream == StreamId::QUEUE {
-                folded.queue = Some(Queue::after(&recorded));
+                folded.queue = Queue::after(&recorded).or(folded.queue.take());
             }
         }
     }

@@ -237,11 +237,12 @@ pub async fn change_own_password(
     if actor.email().is_none() {
         return Err(Problem::not_found("account"));
     }
-    let database = app.log.database();
-    match accounts::own_password(database, &actor.holder, current, password, visit).await {
+    let (database, behind) = (app.log.database(), &app.behind_answers);
+    match accounts::own_password(database, behind, &actor.holder, current, password, visit).await {
         Ok(changed) => Ok(changed?),
         Err(LogInError::Wrong) => Err(Problem::refused(&"the password of now is another")),
         Err(LogInError::Wait(left)) => Err(Problem::too_many(left)),
+        Err(LogInError::Busy(_)) => Err(Problem::busy()),
         Err(LogInError::Database(error)) => Err(error.into()),
     }
 }

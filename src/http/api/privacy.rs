@@ -65,7 +65,7 @@ pub async fn destroy(
         execute::erase_personal_data(app, subject, &actor.name, &reason, metadata).await?;
     let vacuumed = vacuum(app.log.database()).await.unwrap_or_else(|error| {
         tracing::warn!(error = &error as &dyn std::error::Error, "the key's row is not vacuumed");
-        false
+        Err(error.to_string())
     });
-    Ok(Erased { subject, position, vacuumed })
+    Ok(Erased { subject, position, vacuumed: vacuumed.is_ok() })
 }

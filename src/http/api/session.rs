@@ -26,7 +26,7 @@ pub struct LogIn {
 /// `POST /api/login {email,password}` → `{"success":true}` and the cookie.
 ///
 /// # Errors
-/// 401; 429 after too many that failed.
+/// 401; 429 after too many that failed; 503 while too many are looked at.
 pub async fn log_in(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     let (headers, extensions) = (request.headers().clone(), request.extensions().clone());
     let LogIn { email, password } = read_json(request).await?;
@@ -46,10 +46,12 @@ pub async fn check(
     password: &str,
     visit: &Visit<'_>,
 ) -> Result<String, Problem> {
-    let began = accounts::log_in(app.log.database(), email, password, visit).await;
+    let (database, behind) = (app.log.database(), &app.behind_answers);
+    let began = accounts::log_in(database, behind, email, password, visit).await;
     began.map_err(|error| match error {
         LogInError::Wrong => Problem::unauthorised("The address or the password is wrong"),
         LogInError::Wait(left) => Problem::too_many(left),
+        LogInError::Busy(_) => Problem::busy(),
         LogInError::Database(error) => error.into(),
     })
 }

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use milepost_schemas::event::{CallbackRejected, NotApplied};
 use milepost_schemas::{Callback, CallbackKind, JobId, Metadata, Position, StreamId};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::receipt::{self, Receipt};
@@ -146,6 +147,13 @@ async fn reject(
 ) -> Result<(Position, bool), ExecuteError> {
     let (stream, expected) = stream_of(callback);
     metadata.correlation_id = stream.0;
+    // Of a job that was known the body may be personal, and nobody would erase it in this stream.
+    if reason == NotApplied::JobEnded
+        && let Some(evidence) = &mut metadata.callback
+        && let Some(body) = evidence.body.take()
+    {
+        evidence.body_sha256 = Some(hex::encode(Sha256::digest(body)));
+    }
     let event = CallbackRejected {
         job_id: callback.job_id.chars().take(JOB_ID_CHARS_MAX).collect(),
         kind: callback.kind.name().to_owned(),

@@ -14,6 +14,7 @@ use super::handlers::{Trouble, frame, html};
 use crate::app::App;
 use crate::http::api::diff::{Between, DiffAnswer, Side, read};
 use crate::http::auth::Visitor;
+use crate::log::{DatabaseError, Escape};
 use crate::views::diff::{Changed, Thing};
 
 /// The longest value that is shown whole, in characters; the rest stands in the API's answer.
@@ -74,6 +75,14 @@ impl ChangedView {
         let events = format!("/events?{parameter}={id}&from={}&to={new}", old + 1);
         Self { events: Some(events), ..Self::new(changed, new) }
     }
+}
+
+/// Opens the sealed texts of what changed: one that is cut before opens nowhere.
+pub(super) async fn open(app: &App, changed: &mut Changed) -> Result<(), DatabaseError> {
+    let sealed = serde_json::to_vec(&changed.fields).expect("fields are plain data");
+    let fields = app.log.keys().open(sealed.into(), Escape::Json).await?;
+    changed.fields = serde_json::from_slice(&fields).expect("they were JSON just now");
+    Ok(())
 }
 
 /// A value as a person reads it.
@@ -194,6 +203,9 @@ pub(super) async fn show(
     if query.at.as_deref().is_none_or(str::is_empty) {
         return Ok(html(&DiffPage::new(frame, &query, None, None)));
     }
-    let (answer, scope) = read(&app, &query).await?;
+    let (mut answer, scope) = read(&app, &query).await?;
+    for thing in &mut answer.things {
+        open(&app, thing).await?;
+    }
     Ok(html(&DiffPage::new(frame, &query, scope, Some(answer))))
 }

@@ -10,7 +10,7 @@ use milepost_projections::Job;
 use milepost_schemas::{CallbackEvidence, JobId, Metadata, Position, SignatureForm};
 
 use super::Frame;
-use super::diff::ChangedView;
+use super::diff::{ChangedView, open};
 use super::event_row::EventRow;
 use super::format::{Moment, full, number};
 use super::handlers::{Trouble, frame, html, rows};
@@ -171,8 +171,10 @@ async fn changed(app: &App, event: &Committed) -> Result<Vec<ChangedView>, Probl
     let before = Position(event.position.0.saturating_sub(1));
     let mut changed = Vec::new();
     for thing in things.into_iter().flatten() {
-        let difference = compare(&app.log, thing, before, event.position).await?;
-        changed.extend(difference.map(|it| ChangedView::new(it, event.position.0)));
+        if let Some(mut difference) = compare(&app.log, thing, before, event.position).await? {
+            open(app, &mut difference).await?;
+            changed.push(ChangedView::new(difference, event.position.0));
+        }
     }
     Ok(changed)
 }

@@ -47,8 +47,8 @@ pub(super) async fn insert(
     Ok(())
 }
 
-/// Wraps every key under the first master key, and removes the old versions of their rows from the
-/// table's file; how many keys that were. Servers may run: they need both master keys meanwhile.
+/// Wraps every key under the first master key; how many that were. The old versions of their rows
+/// stay in the table's file until [`vacuum`]. Servers may run: they need both master keys meanwhile.
 ///
 /// # Errors
 /// [`KeyError`]; those that were wrapped anew before stay so.
@@ -79,26 +79,26 @@ pub async fn rewrap(database: &Database, masters: &MasterKeys) -> Result<u64, Ke
                 .map_err(DatabaseError::from)?;
         }
     }
-    vacuum(database).await?;
     Ok(count)
 }
 
 /// Writes the table anew without the old versions of its rows; a plain VACUUM would leave their
-/// bytes in the pages until something overwrites them. False where the role that connects does not
-/// own the table. Others wait for it: the table is small.
+/// bytes in the pages until something overwrites them. Where the role that connects does not own the
+/// table nothing is done, and the role that does is said. Others wait for it: the table is small.
 ///
 /// # Errors
 /// [`DatabaseError`] when it cannot be done within 5 s.
-pub async fn vacuum(database: &Database) -> Result<bool, DatabaseError> {
+pub async fn vacuum(database: &Database) -> Result<Result<(), String>, DatabaseError> {
     let client = database.owner().await?;
-    let owned = "SELECT pg_has_role(current_user, relowner, 'USAGE') FROM pg_class \
-         WHERE oid = 'data_key'::regclass";
-    if !client.query_one(owned, &[]).await?.get::<_, bool>(0) {
-        return Ok(false);
+    let owned = "SELECT pg_has_role(current_user, relowner, 'USAGE'), relowner::regrole::text \
+         FROM pg_class WHERE oid = 'data_key'::regclass";
+    let owned = client.query_one(owned, &[]).await?;
+    if !owned.get::<_, bool>(0) {
+        return Ok(Err(owned.get(1)));
     }
     client.batch_execute("SET lock_timeout = '5s'").await?;
     client.batch_execute("VACUUM (FULL) data_key").await?;
     // The file it was in goes with the next checkpoint.
     drop(client.batch_execute("CHECKPOINT").await);
-    Ok(true)
+    Ok(Ok(()))
 }

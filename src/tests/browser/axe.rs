@@ -33,7 +33,8 @@ const EXPECTED: [&str; 16] = [
 ];
 
 /// What a screen may be: its width, its height, and the scheme of its colours.
-const SCREENS: [(u32, u32, &str); 2] = [(1280, 900, "light"), (360, 740, "dark")];
+const SCREENS: [(u32, u32, &str); 4] =
+    [(1280, 900, "light"), (1280, 900, "dark"), (360, 740, "light"), (360, 740, "dark")];
 
 /// The links of a page that lead to pages.
 const LINKS: &str = "

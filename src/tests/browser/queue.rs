@@ -1,9 +1,33 @@
 //! Whether the queue is paused is seen without a reload.
 
+use milepost::accounts::make_link;
+use milepost::app::Clock;
+use milepost::log::Database;
 use serde_json::json;
 
-use super::{is_live, logged_in};
+use super::{Browser, is_live, logged_in};
 use crate::harness::Server;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_overview_of_a_viewer_is_live() {
+    let server = Server::start().await;
+    let client = server.client();
+    let email = "vera@example.com";
+    let account = json!({"email": email, "password": "correct horse battery", "role": "viewer"});
+    assert_eq!(client.post("/api/accounts", &account).await.0, 201);
+    let database = Database::new(&server.database_url()).unwrap();
+    let once = make_link(&database, email, Clock.now()).await.unwrap();
+    let browser = Browser::start().await;
+    browser.open(&format!("{}/login?once={once}", server.url())).await;
+    is_live(&browser).await;
+    let agent = client.agent("mari").await;
+    let row = format!("return document.getElementById('agent-{agent}') !== null");
+    browser.wait_for("the new agent has a row", &row).await;
+    let refused = client.read("/api/events?type=ActionRefused").await;
+    assert_eq!(refused["events"], json!([]));
+    assert_eq!(browser.console().await, [""; 0]);
+    browser.quit().await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_and_its_end_appear_on_the_overview_as_they_happen() {

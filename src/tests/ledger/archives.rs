@@ -204,6 +204,11 @@ async fn an_archived_stream_never_looks_empty() {
     // What is said of it is kept, and changes nothing; who would begin it is told to stop.
     let late = say(&client, json!({"job_id": story.over, "status": "running"})).await;
     assert_eq!((&late["applied"], &late["reason"]), (&false.into(), &"job_ended".into()));
+    // Its body may be its agent's, and is not kept where the agent's erasure does not reach.
+    let kept = client.read(&format!("/api/events/{}", late["position"])).await;
+    assert_eq!(kept["type"], "CallbackRejected");
+    assert_eq!(kept["metadata"].get("body"), None, "{kept}");
+    assert_eq!(kept["metadata"]["body_sha256"].as_str().map(str::len), Some(64), "{kept}");
     let started = json!({"job_id": story.over, "status": "provisioning"});
     assert_eq!(client.deliver(started).await.0, StatusCode::CONFLICT);
     let retry = client.post(&format!("/api/jobs/{}/retry", story.over), &json!({})).await;

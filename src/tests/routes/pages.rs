@@ -98,7 +98,11 @@ async fn who_is_not_logged_in_is_sent_to_do_so_and_back() {
     is_page(&refused);
     assert!(refused.text().contains("The address or the password is wrong"));
     // All that has come of it is that somebody tried.
-    let events = client.read("/api/events").await;
+    let events = wait_until("it is told", || async {
+        let events = client.read("/api/events").await;
+        (events["head"] != 0).then_some(events)
+    })
+    .await;
     assert_eq!((&events["head"], &events["events"][0]["type"]), (&json!(1), &json!("LogInFailed")));
 }
 

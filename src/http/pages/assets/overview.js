@@ -26,7 +26,9 @@ class Overview extends HTMLElement {
     this.filter.value = new URLSearchParams(location.search).get("q") ?? "";
     this.filter.addEventListener("input", () => this.#filtered());
     if (this.filter.value) this.#filtered();
-    const topics = { agent: ["all"], events: [this.dataset.queue] };
+    // Who may not read events would get no stream at all with them.
+    const { queue } = this.dataset;
+    const topics = { agent: ["all"], events: queue ? [queue] : [] };
     this.#subscription = subscribe(topics, (message) => this.#receive(message));
     document.addEventListener("milepost:tick", this.#tick);
   }
