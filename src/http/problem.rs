@@ -160,7 +160,10 @@ impl Problem {
 
     /// 503: nothing was acknowledged; come back.
     pub fn unavailable() -> Self {
-        let detail = "The log cannot be reached; nothing was acknowledged, try again";
+        Self::unavailable_for("The log cannot be reached; nothing was acknowledged, try again")
+    }
+
+    fn unavailable_for(detail: impl Into<String>) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let problem = Self::new(status, "unavailable", "Unavailable", detail);
         Self { retry_after: Some(RETRY_AFTER_SECONDS), ..problem }
@@ -286,6 +289,9 @@ impl From<DatabaseError> for Problem {
     fn from(error: DatabaseError) -> Self {
         if let DatabaseError::Archived { floor } = error {
             return Self::archived(floor, error.to_string());
+        }
+        if let DatabaseError::NotFilled(_) = error {
+            return Self::unavailable_for(format!("Lists are not ready: {error}; try again"));
         }
         tracing::error!(error = &error as &dyn std::error::Error, "the database failed");
         Self::unavailable()
