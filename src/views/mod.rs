@@ -27,14 +27,12 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use generation::Generation;
-
 use crate::execute::{ExecuteError, unreadable};
 use crate::log::{Committed, Database, DatabaseError, Log};
 
 pub use compare::DIFFERENCES_NAMED;
-pub use fill::ROWS_IN_MEMORY_MAX;
-pub use generation::{Difference, FORMER_KEPT, Phase, Progress};
+pub use fill::{Filling, Poison, ROWS_IN_MEMORY_MAX, fill};
+pub use generation::{Difference, FORMER_KEPT, Generation, Phase, Progress};
 pub use job_log::{
     LOG_ROWS_MAX, LogEnd, LogPage, RowRange, log_message, read_log_end, read_log_rows,
     read_log_text,

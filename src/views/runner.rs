@@ -124,10 +124,7 @@ async fn follow<P: Projection>(app: &App, still: &Mutex<()>) {
     }
 }
 
-async fn follow_active<P: Projection>(
-    app: &App,
-    still: &Mutex<()>,
-) -> Result<bool, DatabaseError> {
+async fn follow_active<P: Projection>(app: &App, still: &Mutex<()>) -> Result<bool, DatabaseError> {
     let (client, _) = app.log.database().dedicated().await?;
     let Some(active) = Generation::active::<P>(&client).await? else { return Ok(false) };
     View::<P>::open(app, client, active).await?.follow(app, still).await?;
