@@ -271,7 +271,8 @@ async fn rebuild<P: Projection>(
     let mut work = Work::<P>::begin(app, client).await?;
     let mut view = work.fill(app).await?;
     let difference = work.compare(app, &mut view, still).await?;
-    if difference.as_ref().is_none_or(|it| it.differing > 0) {
+    let equal = difference.as_ref().is_some_and(|it| it.differing == 0);
+    if !equal && *switch.borrow() == Switch::WhenEqual {
         work.progress.phase = Phase::Waiting;
         work.report(&view).await?;
         keep_up(app, &mut view, &mut switch).await?;

@@ -181,8 +181,9 @@ impl<P: Projection> View<P> {
         client: Client,
         generation: Generation,
     ) -> Result<Self, DatabaseError> {
-        // What a crash takes from a view is folded again: state and checkpoint go together.
-        client.batch_execute("SET synchronous_commit = off").await?;
+        // What a crash takes from a view is folded again: state and checkpoint go together. Rows
+        // are looked up by key; how is decided once, maybe while there are hardly any.
+        client.batch_execute("SET synchronous_commit = off; SET enable_seqscan = off").await?;
         let poisoned = client
             .query(
                 "SELECT stream_id FROM view_poison WHERE projection = $1 AND generation = $2",

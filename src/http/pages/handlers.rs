@@ -102,7 +102,10 @@ impl IntoResponse for Trouble {
             past: None,
         };
         let page = ProblemPage::new(frame, status.as_u16(), Some(detail.to_owned()));
-        (status, html(&page)).into_response()
+        let mut response = (status, html(&page)).into_response();
+        let headers = response.headers_mut();
+        headers.extend(self.0.retry_after().map(|wait| (header::RETRY_AFTER, wait)));
+        response
     }
 }
 

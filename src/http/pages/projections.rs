@@ -33,6 +33,8 @@ struct View {
     order: Option<Work>,
     former: Option<Former>,
     ended: Vec<String>,
+    /// What is said of it to those who listen, when that changes.
+    told: String,
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +86,13 @@ impl ProjectionsPage {
 impl View {
     fn new(status: &ProjectionStatus, now: Timestamp) -> Self {
         let (state, state_word) = state_of(status);
+        let order = Work::of(status);
+        let ends = || status.ended.iter().chain(&status.verified);
+        let told = match (&order, ends().max_by_key(|end| end.at)) {
+            (Some(order), _) => order.phase.to_owned(),
+            (None, Some(end)) => ended(end),
+            (None, None) => state_word.clone(),
+        };
         let former = status.generations.iter().find(|generation| {
             generation.state == "former" && generation.version == status.version
         });
@@ -106,19 +115,12 @@ impl View {
                 .iter()
                 .map(|it| format!("#{} by {}: {}", number(it.position.0), it.by, it.reason))
                 .collect(),
-            order: Work::of(status),
+            order,
             former: former
                 .map(|it| Former { generation: it.generation, at: Moment::of(it.updated_at, now) }),
-            ended: status.ended.iter().chain(&status.verified).map(ended).collect(),
+            ended: ends().map(ended).collect(),
+            told,
         }
-    }
-}
-
-impl View {
-    /// What is said of it to those who listen, when that changes.
-    fn told(&self) -> &str {
-        let order = self.order.as_ref().map(|order| order.phase);
-        order.or(self.ended.last().map(String::as_str)).unwrap_or(&self.state_word)
     }
 }
 

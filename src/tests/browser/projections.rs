@@ -21,8 +21,8 @@ async fn a_rebuild_moves_on_the_page_of_the_projections() {
         ask.querySelector('input').value = 'half a rea';
         ask.querySelector('input').focus();";
     browser.run(opened).await;
-    let agent = client.agent("two").await;
-    let position = client.read(&format!("/api/agents/{agent}")).await["position"].to_string();
+    client.agent("two").await;
+    let position = client.read("/readyz").await["position"].to_string();
     let follows = format!(
         "return document.querySelector('#board-facts dd').textContent === '#{position}'
             && document.getElementById('board-state').textContent === 'Up to date'"
@@ -54,7 +54,7 @@ async fn a_rebuild_moves_on_the_page_of_the_projections() {
 
     let (status, _) = client.post("/api/projections/board/switch", &json!({})).await;
     assert_eq!(status, 202);
-    let ended = "return /switched at #/.test(document.getElementById('board-past').textContent)
+    let ended = "return /switched at #/.test(document.getElementById('board-ends').textContent)
         && document.getElementById('board-work').childElementCount === 0
         && /generation 2$/.test(document.getElementById('board-facts').textContent.trim())";
     browser.wait_for("the end of the rebuild is there", ended).await;

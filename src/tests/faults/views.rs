@@ -108,10 +108,10 @@ async fn a_row_that_cannot_be_read_stops_its_view_alone_until_a_rebuild() {
     let body = json!({"job_id": job, "status": "provisioning"});
     assert_eq!(client.callback(&body).await.0.as_u16(), 200);
 
-    let head = client.read("/readyz").await["position"].clone();
+    let head = client.read("/readyz").await["position"].as_u64();
     for name in ["board", "nodes", "compensations"] {
         wait_until("the others follow the log", || async {
-            (view(&client, name).await["position"] == head).then_some(())
+            (view(&client, name).await["position"].as_u64() >= head).then_some(())
         })
         .await;
         verified(&client, name).await;
