@@ -42,7 +42,10 @@ async fn a_rebuild_moves_on_the_page_of_the_projections() {
     browser.wait_for("it is said to those who listen", said).await;
     let written = "return document.activeElement.value";
     assert_eq!(browser.run(written).await, "half a rea");
-    let closed = "document.querySelector('#board-acts details').open = false";
+    let closed = "
+        const ask = document.querySelector('#board-acts details');
+        ask.open = false;
+        ask.querySelector('summary').focus();";
     browser.run(closed).await;
     let take_over = "return document.querySelector('#board-acts button')?.textContent === 'Let the new rows take over'";
     browser.wait_for("the new rows can be let take over", take_over).await;
