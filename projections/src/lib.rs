@@ -56,6 +56,18 @@ pub struct Recorded<'a> {
     pub event: &'a Event,
 }
 
+/// Codes of event types are below this; a higher one that is passed over does not compile.
+pub const CODES: usize = 256;
+
+const fn by_code(kinds: &[EventType]) -> [bool; CODES] {
+    let (mut codes, mut index) = ([false; CODES], 0);
+    while index < kinds.len() {
+        codes[kinds[index].code() as usize] = true;
+        index += 1;
+    }
+    codes
+}
+
 /// A view: one row of state a key, folded from the whole log.
 pub trait Projection: Send + Sync + 'static {
     /// Its name in the view table, in metrics and on pages.
@@ -64,12 +76,14 @@ pub trait Projection: Send + Sync + 'static {
     const VERSION: i16;
     /// Events of these types belong to no row of it: they are not even decoded.
     const PASSES_OVER: &'static [EventType];
+    /// The same by code, for it is looked up for every event of the log.
+    const PASSES_OVER_CODE: &'static [bool; CODES] = &by_code(Self::PASSES_OVER);
     /// The row.
-    type State: Serialize + DeserializeOwned + Default + Send + 'static;
+    type State: Serialize + DeserializeOwned + Default + Send + Sync + 'static;
 
     /// Whether events with this type code must be decoded; unknown ones must, and cannot.
     fn folds(code: i16) -> bool {
-        !Self::PASSES_OVER.iter().any(|kind| kind.code() == code)
+        usize::try_from(code).ok().and_then(|code| Self::PASSES_OVER_CODE.get(code)) != Some(&true)
     }
 
     /// What lists count and filter a row by: a status.

@@ -78,7 +78,7 @@ macro_rules! events {
             }
 
             /// The code in the log.
-            pub fn code(self) -> i16 {
+            pub const fn code(self) -> i16 {
                 self as i16
             }
 

@@ -168,7 +168,7 @@ impl Problem {
         Self::come_back("Too many are logging in at once; nothing was looked at, try again")
     }
 
-    fn come_back(detail: &str) -> Self {
+    fn come_back(detail: impl Into<String>) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let problem = Self::new(status, "unavailable", "Unavailable", detail);
         Self { retry_after: Some(RETRY_AFTER_SECONDS), ..problem }
@@ -302,6 +302,9 @@ impl From<DatabaseError> for Problem {
     fn from(error: DatabaseError) -> Self {
         if let DatabaseError::Archived { floor } = error {
             return Self::archived(floor, error.to_string());
+        }
+        if let DatabaseError::NotFilled(_) = error {
+            return Self::come_back(format!("Lists are not ready: {error}; try again"));
         }
         tracing::error!(error = &error as &dyn std::error::Error, "the database failed");
         Self::unavailable()

@@ -54,6 +54,9 @@ pub enum DatabaseError {
         /// The last position that is archived.
         floor: Position,
     },
+    /// A view has no rows yet: this version of its fold is filling them for the first time.
+    #[error("the rows of {0} are being filled for the first time")]
+    NotFilled(&'static str),
     /// An event is not whole.
     #[error("event {0} cannot be read from the log: its row is torn")]
     Torn(Position),

@@ -40,10 +40,24 @@ const LOOK: &str = "SELECT size, EXISTS ( \
 /// How long the tailer waits before it connects again.
 const RECONNECT: Duration = Duration::from_millis(200);
 
+/// The events of projections' own streams.
+const PROJECTION_EVENTS: [EventType; 7] = [
+    EventType::ProjectionRebuildRequested,
+    EventType::ProjectionRollbackRequested,
+    EventType::ProjectionVerifyRequested,
+    EventType::ProjectionSwitchRequested,
+    EventType::ProjectionOrderCancelled,
+    EventType::ProjectionOrderEnded,
+    EventType::ProjectionEventSkipped,
+];
+
 /// The newest events of the log, in order, without a gap.
 pub struct Feed {
     ring: Mutex<Ring>,
     head: watch::Sender<Position>,
+    /// The newest event of each kind that somebody waits for: the others wake none of them.
+    ordered: watch::Sender<Position>,
+    cancelled: watch::Sender<Position>,
     epoch: i64,
     behind: Notify,
     keys: Arc<Keys>,
@@ -72,6 +86,8 @@ impl Feed {
         Self {
             ring: Mutex::new(Ring { head, events: VecDeque::new(), bytes: 0 }),
             head: watch::Sender::new(head),
+            ordered: watch::Sender::new(head),
+            cancelled: watch::Sender::new(head),
             epoch,
             behind: Notify::new(),
             keys,
@@ -98,6 +114,16 @@ impl Feed {
     /// Wakes with each advance of the head.
     pub fn watch(&self) -> watch::Receiver<Position> {
         self.head.subscribe()
+    }
+
+    /// Wakes when something is ordered of a view, and when that has ended.
+    pub fn watch_orders(&self) -> watch::Receiver<Position> {
+        self.ordered.subscribe()
+    }
+
+    /// Wakes when a job is cancelled.
+    pub fn watch_cancellations(&self) -> watch::Receiver<Position> {
+        self.cancelled.subscribe()
     }
 
     /// Up to `limit` events after `after`.
@@ -135,11 +161,22 @@ impl Feed {
                     self.keys.forget(event.stream);
                     ring.events.iter().for_each(|event| event.forget_opened());
                 }
+                self.wake_for(&event);
                 ring.push(event);
             }
             ring.head
         };
         self.head.send_if_modified(|seen| std::mem::replace(seen, head) != head);
+    }
+}
+
+impl Feed {
+    fn wake_for(&self, event: &Committed) {
+        if PROJECTION_EVENTS.iter().any(|kind| kind.code() == event.code) {
+            self.ordered.send_replace(event.position);
+        } else if event.code == EventType::JobCancelled.code() {
+            self.cancelled.send_replace(event.position);
+        }
     }
 }
 

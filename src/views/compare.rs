@@ -17,8 +17,7 @@ const ROWS_AT_ONCE: i64 = 20_000;
 /// Keys of rows that differ which are named; the others are counted.
 pub const DIFFERENCES_NAMED: usize = 10;
 
-/// Compares the rows that `old` has in the snapshot of its transaction with those of `new`, all
-/// of which hold for `position`.
+/// Compares the rows of `old` with those of `new`, all of which hold for `position` and stand still.
 ///
 /// # Errors
 /// [`DatabaseError`] when either cannot be read.

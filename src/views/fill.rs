@@ -27,6 +27,10 @@ pub const ROWS_IN_MEMORY_MAX: usize = 131_072;
 /// Chunks of events that may wait for a folder.
 const CHUNKS_WAITING: usize = 2;
 
+/// Many rows are one statement, and their indexes another; and two folders that come to index wait
+/// for each other.
+pub const UNHURRIED: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
+
 /// Bytes of rows sent to Postgres at once.
 const COPY_BYTES: usize = 256 * 1024;
 
@@ -39,7 +43,7 @@ pub struct Filling {
     /// Connections the log is read over, and folders.
     pub parallel: usize,
     /// Events that are passed over.
-    pub skipped: Arc<HashSet<Position>>,
+    pub skipped: HashSet<Position>,
     /// Rows held in memory at the most; [`ROWS_IN_MEMORY_MAX`] but in tests.
     pub rows_max: usize,
     /// Events folded so far, for whoever watches.
@@ -94,7 +98,7 @@ pub async fn fill<P: Projection>(
         tasks.spawn(folder.run(receiver));
         senders.push(sender);
     }
-    let skipped = Arc::clone(&filling.skipped);
+    let skipped = filling.skipped.clone();
     let work = move |chunk: Chunk| decode::<P>(&chunk, folders, &skipped);
     let (after, parts) = (Position::START, Parts::BodiesBut(P::PASSES_OVER));
     let mut chunks =
@@ -186,8 +190,9 @@ impl<P: Projection> Folder<P> {
     ) -> Result<Self, DatabaseError> {
         let (client, _) = database.dedicated().await?;
         // What a crash takes of it is dropped and filled again; the log's own commits are not
-        // held up by its flushes. Many rows are one statement, and their indexes another.
-        client.batch_execute("SET synchronous_commit = off; SET statement_timeout = 0").await?;
+        // held up by its flushes.
+        client.batch_execute("SET synchronous_commit = off").await?;
+        client.batch_execute(UNHURRIED).await?;
         Ok(Self { client, generation, rows: HashMap::new(), rows_max, spilled: false })
     }
 

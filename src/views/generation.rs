@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, GenericClient};
 use uuid::Uuid;
 
-use crate::log::DatabaseError;
+use crate::log::{DatabaseError, floor};
 
 /// Former generations kept to go back to; older ones are dropped with the next switch.
 pub const FORMER_KEPT: i64 = 1;
@@ -113,51 +113,32 @@ impl Generation {
         Ok(())
     }
 
-    /// Drops what nobody will finish: only who runs the views fills any.
+    /// Drops what nobody reads: what was filled and is not read, for only who runs the view fills
+    /// any, and one at a time; former generations but the latest, and those that the archive has
+    /// overtaken; and what an older fold made, which code of before may still read for a day.
     ///
     /// # Errors
-    /// [`DatabaseError`] when they cannot be dropped.
-    pub async fn discard_unfinished<P: Projection>(
-        client: &mut Client,
-    ) -> Result<(), DatabaseError> {
-        drop_those(client, P::NAME, "state = 'filling' AND version = $2::int4", P::VERSION.into())
-            .await
-    }
-
-    /// Drops former generations but the latest, and what an older fold made: code of before may
-    /// still read that for a day.
-    ///
-    /// # Errors
-    /// [`DatabaseError`] when they cannot be dropped.
-    pub async fn discard_old<P: Projection>(client: &mut Client) -> Result<(), DatabaseError> {
-        let condition = format!(
-            "(version < $2::int4 AND updated_at < now() - interval '1 day') \
-             OR (state = 'former' AND version = $2::int4 AND generation NOT IN ( \
-                 SELECT f.generation FROM view_generation AS f \
-                 WHERE f.projection = $1 AND f.version = $2::int4 AND f.state = 'former' \
-                 ORDER BY f.updated_at DESC, f.generation DESC LIMIT {FORMER_KEPT}))"
+    /// [`DatabaseError`] when they cannot be dropped, as while somebody copies such a table: then
+    /// all of them stay.
+    pub async fn discard<P: Projection>(client: &Client) -> Result<(), DatabaseError> {
+        let floor = floor(client).await?.0 as i64;
+        let sql = format!(
+            "WITH gone AS (UPDATE view_generation SET state = 'dropped', progress = NULL \
+             WHERE projection = $1 AND (state = 'filling' AND version = $2 \
+                 OR state <> 'dropped' AND version < $2 \
+                 AND updated_at < now() - interval '1 day' \
+                 OR state = 'former' AND version = $2 AND (position < $3 OR generation NOT IN ( \
+                     SELECT f.generation FROM view_generation AS f \
+                     WHERE f.projection = $1 AND f.version = $2 AND f.state = 'former' \
+                     ORDER BY f.updated_at DESC, f.generation DESC LIMIT {FORMER_KEPT}))) \
+             RETURNING generation), \
+             poison AS (DELETE FROM view_poison WHERE projection = $1 \
+             AND generation IN (SELECT generation FROM gone)) \
+             SELECT drop_view_table($1, generation) FROM gone"
         );
-        drop_those(client, P::NAME, &condition, P::VERSION.into()).await
+        client.execute(&sql, &[&P::NAME, &P::VERSION, &floor]).await?;
+        Ok(())
     }
-}
-
-async fn drop_those(
-    client: &mut Client,
-    projection: &str,
-    condition: &str,
-    number: i32,
-) -> Result<(), DatabaseError> {
-    let tx = client.transaction().await?;
-    let sql = format!(
-        "WITH gone AS (UPDATE view_generation SET state = 'dropped', progress = NULL \
-         WHERE projection = $1 AND state <> 'dropped' AND ({condition}) RETURNING generation), \
-         poison AS (DELETE FROM view_poison WHERE projection = $1 \
-         AND generation IN (SELECT generation FROM gone)) \
-         SELECT drop_view_table($1, generation) FROM gone"
-    );
-    tx.execute(&sql, &[&projection, &number]).await?;
-    tx.commit().await?;
-    Ok(())
 }
 
 /// What a rebuild or a verification is at.

@@ -27,14 +27,12 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use generation::Generation;
-
 use crate::execute::{ExecuteError, unreadable};
 use crate::log::{Committed, Database, DatabaseError, Log};
 
 pub use compare::DIFFERENCES_NAMED;
-pub use fill::ROWS_IN_MEMORY_MAX;
-pub use generation::{Difference, FORMER_KEPT, Phase, Progress};
+pub use fill::{Filling, Poison, ROWS_IN_MEMORY_MAX, fill};
+pub use generation::{Difference, FORMER_KEPT, Generation, Phase, Progress};
 pub use job_log::{
     LOG_ROWS_MAX, LogEnd, LogPage, RowRange, log_message, read_log_end, read_log_rows,
     read_log_text,
@@ -87,7 +85,7 @@ impl Views {
     /// All agents, as [`Self::rows`] has them.
     ///
     /// # Errors
-    /// [`ExecuteError::Database`] when the view cannot be read.
+    /// [`ExecuteError::Database`] when the view cannot be read, or has no rows yet.
     pub async fn boards(&self, at_least: Position) -> Result<(Vec<Board>, Position), ExecuteError> {
         self.rows::<Boards>(at_least).await
     }
@@ -96,7 +94,7 @@ impl Views {
     /// where they are whole.
     ///
     /// # Errors
-    /// [`ExecuteError::Database`] when the view cannot be read.
+    /// [`ExecuteError::Database`] when the view cannot be read, or has no rows yet.
     pub async fn rows<P: Projection>(
         &self,
         at_least: Position,
@@ -112,7 +110,7 @@ impl Views {
     /// least as new as `at_least` if the view gets there in 1 s.
     ///
     /// # Errors
-    /// [`ExecuteError::Database`] when the view cannot be read.
+    /// [`ExecuteError::Database`] when the view cannot be read, or has no rows yet.
     pub async fn labelled<P: Projection>(
         &self,
         at_least: Position,
@@ -129,7 +127,7 @@ impl Views {
     /// The newest jobs, by status if one is given, before `before` if one is.
     ///
     /// # Errors
-    /// [`ExecuteError::Database`] when the view cannot be read.
+    /// [`ExecuteError::Database`] when the view cannot be read, or has no rows yet.
     pub async fn jobs(
         &self,
         at_least: Position,
@@ -151,7 +149,7 @@ impl Views {
     /// How many rows a view has of each label.
     ///
     /// # Errors
-    /// [`DatabaseError`] when the view cannot be read.
+    /// [`DatabaseError`] when the view cannot be read, or has no rows yet.
     pub async fn counts<P: Projection>(
         &self,
         at_least: Position,
@@ -162,7 +160,7 @@ impl Views {
     }
 
     /// Some columns of the rows that are read, all of one generation; and a position up to which
-    /// they are whole. None where there are no rows yet.
+    /// they are whole.
     async fn select<P: Projection>(
         &self,
         at_least: Position,
@@ -172,6 +170,7 @@ impl Views {
     ) -> Result<(Vec<Row>, Position), DatabaseError> {
         for _ in 0..READS_MAX {
             let generation = self.catch_up(P::NAME, P::VERSION, at_least).await?;
+            // Nothing is not the same as nothing yet.
             let Some(generation) = generation else { break };
             let sql = format!("SELECT {columns} FROM {} {which}", generation.table());
             let client = self.database.get().await?;
@@ -186,13 +185,14 @@ impl Views {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok((Vec::new(), Position::START))
+        Err(DatabaseError::NotFilled(P::NAME))
     }
 
-    /// How long each step usually takes; at most 5 s old.
+    /// How long each step usually takes; at most 5 s old. Of none it is known while there are no
+    /// rows yet.
     ///
     /// # Errors
-    /// [`ExecuteError::Database`] when the view cannot be read.
+    /// [`ExecuteError::Database`] when the view cannot be read, or has no rows yet.
     pub async fn usual(&self) -> Result<[Option<UsualDuration>; COUNT], ExecuteError> {
         let kept = *self.usual.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, usual)) = kept
@@ -201,7 +201,10 @@ impl Views {
             return Ok(usual);
         }
         let succeeded = Some(JobStatus::Succeeded);
-        let jobs = self.jobs(Position::START, succeeded, None, JOBS_MAX).await?;
+        let jobs = match self.jobs(Position::START, succeeded, None, JOBS_MAX).await {
+            Err(ExecuteError::Database(DatabaseError::NotFilled(_))) => Vec::new(),
+            jobs => jobs?,
+        };
         // What a node's job takes says nothing of a server's.
         let usual = usual(jobs.iter().filter(|job| job.subject.agent_id().is_some()));
         *self.usual.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), usual));

@@ -14,19 +14,19 @@ use milepost_projections::upkeep::{Order, OrderKind, upkeep_stream};
 use milepost_projections::{Projection, Upkeep};
 use milepost_schemas::event::{OrderOutcome, ProjectionOrderEnded, Switch};
 use milepost_schemas::{Metadata, Position};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use super::compare::compare;
-use super::fill::{Filling, Poison, ROWS_IN_MEMORY_MAX, fill};
+use super::fill::{Filling, Poison, ROWS_IN_MEMORY_MAX, UNHURRIED, fill};
 use super::generation::{Difference, Generation, Phase, Progress};
 use super::runner::View;
 use crate::app::App;
 use crate::domain::UpkeepCommand;
 use crate::domain::upkeep::UpkeepRefusal;
 use crate::execute::{ExecuteError, read_upkeep, to_projection};
-use crate::log::{DatabaseError, Since};
+use crate::log::DatabaseError;
 
 /// Who says what came of an order.
 const ACTOR: &str = "system:views";
@@ -38,12 +38,20 @@ const REPORT: Duration = Duration::from_millis(250);
 /// nothing can be appended.
 const SWITCH_EVENTS_MAX: u64 = 500;
 
+/// How often it is looked for rows that nobody reads any more; and again where some could not be
+/// dropped.
+const DISCARD: Duration = Duration::from_hours(1);
+const DISCARD_AGAIN: Duration = Duration::from_secs(10);
+
 /// How often the head is taken for a switch before the order fails: each time the rest was more
 /// than is folded under it.
 const SWITCHES_MAX: usize = 100;
 
 /// Seconds a comparison waits for the rows that are read to be as far as the new ones.
 const CATCH_UPS_MAX: usize = 60;
+
+/// And how many of these they may stand still: then they do not follow the log at all.
+const STANDSTILLS_MAX: usize = 5;
 
 /// Connections a rebuild reads over unless told otherwise, and threads it folds on.
 const PARALLEL: usize = 2;
@@ -53,8 +61,8 @@ const PARALLEL: usize = 2;
 /// # Errors
 /// [`DatabaseError`] when the rows cannot be filled.
 pub async fn begin<P: Projection>(app: &App) -> Result<(), DatabaseError> {
-    let (mut client, _) = app.log.database().dedicated().await?;
-    Generation::discard_unfinished::<P>(&mut client).await?;
+    discard::<P>(app).await;
+    let (client, _) = app.log.database().dedicated().await?;
     if Generation::active::<P>(&client).await?.is_some() {
         return Ok(());
     }
@@ -81,76 +89,52 @@ async fn upkeep<P: Projection>(app: &App) -> Result<Upkeep, DatabaseError> {
     }
 }
 
-/// Carries out one order after the other; for as long as this process runs the views.
+/// Carries out one order after the other; for as long as this process runs the view.
+pub async fn carry_out<P: Projection>(app: &App, still: &Mutex<()>) {
+    loop {
+        if let Err(error) = carry_out_next::<P>(app, still).await {
+            super::runner::pause::<P>("orders to a view are not carried out", &error).await;
+        }
+    }
+}
+
+/// Carries out an order, or waits for one.
 ///
 /// # Errors
 /// [`DatabaseError`] when the log cannot be read, or what came of an order cannot be said.
-pub async fn carry_out<P: Projection>(app: &App) -> Result<(), DatabaseError> {
-    let mut news = News { seen: app.log.feed().head() };
-    loop {
-        if let Some(order) = upkeep::<P>(app).await?.order {
-            let (switch, told) = watch::channel(order.switch);
-            let ended = tokio::select! {
-                ended = attempt::<P>(app, &order, told) => Some(ended),
-                result = watch_order::<P>(app, &mut news, &order, &switch) => { result?; None }
-            };
-            match ended {
-                Some(ended) => say::<P>(app, &order, ended).await?,
-                None => discard::<P>(app).await?,
-            }
-        } else {
-            news.of_stream::<P>(app).await;
-        }
+async fn carry_out_next<P: Projection>(app: &App, still: &Mutex<()>) -> Result<(), DatabaseError> {
+    let mut news = app.log.feed().watch_orders();
+    if let Some(order) = upkeep::<P>(app).await?.order {
+        let (switch, told) = watch::channel(order.switch);
+        let ended = tokio::select! {
+            ended = attempt::<P>(app, &order, told, still) => Some(ended),
+            result = watch_order::<P>(app, &mut news, &order, &switch) => { result?; None }
+        };
+        discard::<P>(app).await;
+        return match ended {
+            Some(ended) => say::<P>(app, &order, ended).await,
+            None => Ok(()),
+        };
     }
+    let rest = if discard::<P>(app).await { DISCARD } else { DISCARD_AGAIN };
+    drop(tokio::time::timeout(rest, news.changed()).await);
+    Ok(())
 }
 
 /// Returns once an order is taken back; meanwhile it hands on that its rows may take over.
 async fn watch_order<P: Projection>(
     app: &App,
-    news: &mut News,
+    news: &mut watch::Receiver<Position>,
     order: &Order,
     switch: &watch::Sender<Switch>,
 ) -> Result<(), DatabaseError> {
     loop {
-        news.of_stream::<P>(app).await;
+        drop(news.changed().await);
         match upkeep::<P>(app).await?.order {
             Some(now) if now.position == order.position => {
                 switch.send_replace(now.switch);
             }
             Some(_) | None => return Ok(()),
-        }
-    }
-}
-
-/// Which events of the feed were looked at for orders.
-struct News {
-    seen: Position,
-}
-
-impl News {
-    /// Returns with each event of the projection's own stream; or with any, after more than the
-    /// feed keeps.
-    async fn of_stream<P: Projection>(&mut self, app: &App) {
-        let stream = upkeep_stream(P::NAME);
-        let mut head = app.log.feed().watch();
-        loop {
-            match app.log.feed().since(self.seen, super::runner::ROUND_EVENTS_MAX) {
-                Since::Events(events) => {
-                    let Some(last) = events.last() else {
-                        let seen = self.seen;
-                        drop(head.wait_for(|head| *head > seen).await);
-                        continue;
-                    };
-                    self.seen = last.position;
-                    if events.iter().any(|event| event.stream == stream) {
-                        return;
-                    }
-                }
-                Since::Older(upto) => {
-                    self.seen = upto;
-                    return;
-                }
-            }
         }
     }
 }
@@ -204,7 +188,6 @@ async fn say<P: Projection>(
         first_difference: end.difference.as_ref().and_then(|it| it.first.first().copied()),
         error: end.error,
     };
-    discard::<P>(app).await?;
     let metadata = Metadata {
         actor: ACTOR.to_owned(),
         correlation_id: upkeep_stream(P::NAME).0,
@@ -228,25 +211,34 @@ fn in_words(error: &dyn std::error::Error) -> String {
         .join(": ")
 }
 
-/// Drops what was filled and is not read.
-async fn discard<P: Projection>(app: &App) -> Result<(), DatabaseError> {
-    let (mut client, _) = app.log.database().dedicated().await?;
-    Generation::discard_unfinished::<P>(&mut client).await
+/// Drops rows that nobody reads. Where that fails it is tried again later: it holds up nothing.
+async fn discard<P: Projection>(app: &App) -> bool {
+    let discarded = async {
+        let (client, _) = app.log.database().dedicated().await?;
+        Generation::discard::<P>(&client).await
+    };
+    let discarded = discarded.await;
+    if let Err(error) = &discarded {
+        let error: &dyn std::error::Error = error;
+        tracing::warn!(view = P::NAME, error, "rows that nobody reads are not dropped yet");
+    }
+    discarded.is_ok()
 }
 
 async fn attempt<P: Projection>(
     app: &App,
     order: &Order,
     switch: watch::Receiver<Switch>,
+    still: &Mutex<()>,
 ) -> Result<End, DatabaseError> {
     let (client, _) = app.log.database().dedicated().await?;
     if let Some(done) = done_by::<P>(&client, order).await? {
         return Ok(End::switched(&done));
     }
     match order.kind {
-        OrderKind::Rebuild => rebuild::<P>(app, client, order, switch).await,
+        OrderKind::Rebuild => rebuild::<P>(app, client, order, switch, still).await,
         OrderKind::Rollback => roll_back::<P>(app, client, order).await,
-        OrderKind::Verify => verify::<P>(app, client).await,
+        OrderKind::Verify => verify::<P>(app, client, still).await,
     }
 }
 
@@ -274,32 +266,38 @@ async fn rebuild<P: Projection>(
     client: Client,
     order: &Order,
     mut switch: watch::Receiver<Switch>,
+    still: &Mutex<()>,
 ) -> Result<End, DatabaseError> {
     let mut work = Work::<P>::begin(app, client).await?;
     let mut view = work.fill(app).await?;
-    let difference = work.compare(app, &mut view).await?;
-    if difference.differing > 0 && *switch.borrow() == Switch::WhenEqual {
+    let difference = work.compare(app, &mut view, still).await?;
+    let equal = difference.as_ref().is_some_and(|it| it.differing == 0);
+    if !equal && *switch.borrow() == Switch::WhenEqual {
         work.progress.phase = Phase::Waiting;
         work.report(&view).await?;
-        // They are kept up to the log, so that they can take over at once.
-        tokio::select! {
-            result = keep_up(app, &mut view) => result?,
-            _ = switch.wait_for(|switch| *switch == Switch::Always) => {}
-        }
+        keep_up(app, &mut view, &mut switch).await?;
     }
     work.switch(app, &mut view, "filling", Some(order.position)).await?;
-    let (mut client, _) = app.log.database().dedicated().await?;
-    Generation::discard_old::<P>(&mut client).await?;
-    Ok(End { difference: Some(difference), ..End::switched(&view.generation) })
+    Ok(End { difference, ..End::switched(&view.generation) })
 }
 
-async fn keep_up<P: Projection>(app: &App, view: &mut View<P>) -> Result<(), DatabaseError> {
+/// Keeps rows up to the log until they may take over, so that they can at once. Whether they may
+/// is looked for between rounds only: of one that is broken off, rows in memory would stay folded.
+async fn keep_up<P: Projection>(
+    app: &App,
+    view: &mut View<P>,
+    switch: &mut watch::Receiver<Switch>,
+) -> Result<(), DatabaseError> {
     let mut head = app.log.feed().watch();
-    loop {
+    while *switch.borrow_and_update() == Switch::WhenEqual {
         let upto = *head.borrow_and_update();
         view.advance(app, upto, "filling").await?;
-        drop(head.changed().await);
+        tokio::select! {
+            _ = head.changed() => {}
+            _ = switch.changed() => {}
+        }
     }
+    Ok(())
 }
 
 async fn roll_back<P: Projection>(
@@ -318,11 +316,17 @@ async fn roll_back<P: Projection>(
     Ok(End::switched(&view.generation))
 }
 
-async fn verify<P: Projection>(app: &App, client: Client) -> Result<End, DatabaseError> {
+async fn verify<P: Projection>(
+    app: &App,
+    client: Client,
+    still: &Mutex<()>,
+) -> Result<End, DatabaseError> {
     let active = Generation::active::<P>(&client).await?;
     let mut work = Work::<P>::begin(app, client).await?;
     let mut view = work.fill(app).await?;
-    let difference = work.compare(app, &mut view).await?;
+    let Some(difference) = work.compare(app, &mut view, still).await? else {
+        return Ok(End::failed("The rows that are read do not follow the log".to_owned()));
+    };
     let outcome = match difference.differing {
         0 => OrderOutcome::Equal,
         _ => OrderOutcome::Different,
@@ -348,6 +352,7 @@ struct Work<P: Projection> {
 impl<P: Projection> Work<P> {
     /// A new generation to be filled.
     async fn begin(app: &App, mut client: Client) -> Result<Self, DatabaseError> {
+        client.batch_execute(UNHURRIED).await?;
         let generation = Generation::create::<P>(&mut client).await?;
         Ok(Self::on(app, client, generation))
     }
@@ -377,7 +382,7 @@ impl<P: Projection> Work<P> {
             generation: self.generation.clone(),
             upto,
             parallel: PARALLEL,
-            skipped: Arc::new(skipped::<P>(app).await?),
+            skipped: skipped::<P>(app).await?,
             rows_max: ROWS_IN_MEMORY_MAX,
             folded: Arc::clone(&folded),
         };
@@ -483,40 +488,52 @@ impl<P: Projection> Work<P> {
         }
     }
 
-    /// Compares the rows with those that are read, in a snapshot of these: the new ones are brought
-    /// to the very position that it holds for.
+    /// Compares the rows with those that are read while these stand still: the new ones are brought
+    /// to the very position that they hold for. `None` where those that are read do not get there.
+    ///
+    /// Lists are as old as this lasts. A snapshot would spare them that; but for as long as one is
+    /// open, nothing that any commit leaves behind in the row of the log's head can be pruned.
     async fn compare(
         &mut self,
         app: &App,
         view: &mut View<P>,
-    ) -> Result<Difference, DatabaseError> {
+        still: &Mutex<()>,
+    ) -> Result<Option<Difference>, DatabaseError> {
         self.progress.phase = Phase::Comparing;
         self.report(view).await?;
-        // Those that are read rest on a busy log: have them go past the new ones.
-        for _ in 0..CATCH_UPS_MAX {
-            let active = app.views.catch_up(P::NAME, P::VERSION, view.position()).await?;
-            if active.is_some_and(|active| active.position >= view.position()) {
-                break;
-            }
+        if !Self::is_passed(app, view.position()).await? {
+            return Ok(None);
         }
-        let (mut client, _) = app.log.database().dedicated().await?;
-        let snapshot = client
-            .build_transaction()
-            .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
-            .read_only(true)
-            .start()
-            .await?;
-        let active = Generation::active::<P>(&snapshot).await?;
-        let active = active.filter(|active| active.position >= view.position());
-        let active = active.ok_or_else(|| {
-            DatabaseError::Unexpected(format!("the rows of {} that are read are late", P::NAME))
-        })?;
+        let _still = still.lock().await;
+        let Some(active) = Generation::active::<P>(&self.client).await? else { return Ok(None) };
         view.advance(app, active.position, "filling").await?;
-        let new = (&view.client, &view.generation);
-        let difference = compare((&snapshot, &active), new, active.position).await?;
+        let old = (&self.client, &active);
+        let difference = compare(old, (&view.client, &view.generation), active.position).await?;
+        if Generation::active::<P>(&self.client).await?.as_ref() != Some(&active) {
+            return Err(view.taken());
+        }
         self.progress.difference = Some(difference.clone());
         self.report(view).await?;
-        Ok(difference)
+        Ok(Some(difference))
+    }
+
+    /// Waits until the rows that are read are at a position or past it, for they rest on a busy
+    /// log; false where they do not get there.
+    async fn is_passed(app: &App, position: Position) -> Result<bool, DatabaseError> {
+        let (mut last, mut standstills) = (None, 0);
+        for _ in 0..CATCH_UPS_MAX {
+            let active = app.views.catch_up(P::NAME, P::VERSION, position).await?;
+            let reached = active.map(|active| active.position);
+            if reached >= Some(position) {
+                return Ok(true);
+            }
+            standstills = if reached == last { standstills + 1 } else { 0 };
+            if standstills >= STANDSTILLS_MAX {
+                return Ok(false);
+            }
+            last = reached;
+        }
+        Ok(false)
     }
 
     /// Lets the generation take over.

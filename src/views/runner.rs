@@ -1,7 +1,8 @@
 //! The catch-up runner: folds the log into view rows, state and checkpoint in one transaction.
 //!
-//! One process at a time runs the views and carries out what is ordered of them, held by an
-//! advisory lock; should two ever try, the checkpoint's compare-and-set lets only one commit.
+//! One process at a time runs a version of a view and carries out what is ordered of it, held by
+//! an advisory lock; should two ever try, the checkpoint's compare-and-set lets only one commit.
+//! Each view is run by itself: what stops one is its own, and stops no order that would cure it.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -15,8 +16,9 @@ use milepost_projections::compensation::Compensations;
 use milepost_projections::job::Jobs;
 use milepost_projections::node::Nodes;
 use milepost_schemas::{Position, StreamId};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::{Client, Statement, Transaction};
 use uuid::Uuid;
 
 use super::Key;
@@ -26,9 +28,9 @@ use crate::app::App;
 use crate::log::{Committed, DatabaseError, EventFilter, READ_EVENTS_MAX, Since};
 use crate::metrics::ViewLabels;
 
-/// The advisory lock of the process that runs the views: "viewg" in ASCII. Code that knows no
-/// generations runs its own tables under another.
-const LOCK: i64 = 0x76_69_65_77_67;
+/// The advisory lock of the process that runs a view: by name and version, so that a new version is
+/// filled while code of before goes on with its own.
+const LOCK: &str = "SELECT pg_try_advisory_lock(hashtext($1), $2)";
 
 /// Events folded in one transaction.
 pub const ROUND_EVENTS_MAX: usize = 5_000;
@@ -46,7 +48,7 @@ const ARRIVALS_SECONDS: f64 = 1.0;
 const BUSY_REST: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(100);
 
-/// How long another process waits before it tries to run the views.
+/// How long another process waits before it tries to run a view, and this one after an error.
 const STANDBY: Duration = Duration::from_secs(2);
 
 /// Rows kept in memory between rounds.
@@ -54,65 +56,97 @@ const ROWS_CACHED_MAX: NonZeroUsize = NonZeroUsize::new(8_192).expect("it is not
 
 /// Starts to run the views, or to stand by; until shutdown.
 pub fn start(app: Arc<App>) {
+    start_view::<Boards>(Arc::clone(&app));
+    start_view::<Jobs>(Arc::clone(&app));
+    start_view::<Nodes>(Arc::clone(&app));
+    start_view::<Compensations>(app);
+}
+
+fn start_view<P: Projection>(app: Arc<App>) {
     tokio::spawn(async move {
         let shutdown = app.shutdown.clone();
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = lead(app) => {}
+            () = lead::<P>(&app) => {}
         }
     });
 }
 
-async fn lead(app: Arc<App>) {
+async fn lead<P: Projection>(app: &App) {
     loop {
-        if let Err(error) = Box::pin(lead_once(&app)).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the views stopped");
+        match Box::pin(lead_once::<P>(app)).await {
+            Ok(()) => tokio::time::sleep(STANDBY).await,
+            Err(error) => pause::<P>("a view stopped", &error).await,
         }
-        tokio::time::sleep(STANDBY).await;
     }
 }
 
-/// Runs the views as long as this process holds the lock.
-async fn lead_once(app: &App) -> Result<(), DatabaseError> {
+/// Says what went wrong with a view, and waits before it is tried again.
+pub(super) async fn pause<P: Projection>(what: &'static str, error: &DatabaseError) {
+    tracing::warn!(view = P::NAME, error = error as &dyn std::error::Error, "{what}");
+    tokio::time::sleep(STANDBY).await;
+}
+
+/// Runs a view as long as this process holds its lock, once it has got it.
+async fn lead_once<P: Projection>(app: &App) -> Result<(), DatabaseError> {
     let (client, mut gone) = app.log.database().dedicated().await?;
-    let locked = client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?;
-    if !locked.get::<_, bool>(0) {
-        return Ok(());
+    let (name, version) = (format!("view {}", P::NAME), i32::from(P::VERSION));
+    while !client.query_one(LOCK, &[&name, &version]).await?.get::<_, bool>(0) {
+        tokio::time::sleep(STANDBY).await;
     }
     tokio::select! {
-        result = run::<Boards>(app) => result,
-        result = run::<Jobs>(app) => result,
-        result = run::<Nodes>(app) => result,
-        result = run::<Compensations>(app) => result,
+        result = run::<P>(app) => result,
         () = async { while gone.recv().await.is_some() {} } => Ok(()),
     }
 }
 
-/// Keeps a view's rows up to the log, and carries out what is ordered of it.
+/// Keeps a view's rows up to the log, and carries out what is ordered of it. Either goes on
+/// whatever becomes of the other; whoever holds `still` sees rows that nobody changes.
 async fn run<P: Projection>(app: &App) -> Result<(), DatabaseError> {
     orders::begin::<P>(app).await?;
+    let still = Mutex::new(());
     tokio::select! {
-        result = follow::<P>(app) => result,
-        result = orders::carry_out::<P>(app) => result,
+        () = follow::<P>(app, &still) => {}
+        () = orders::carry_out::<P>(app, &still) => {}
     }
+    Ok(())
 }
 
 /// Folds the log into the generation that is read; into the next one, once there has been a switch.
-async fn follow<P: Projection>(app: &App) -> Result<(), DatabaseError> {
+/// Ends where there is none.
+async fn follow<P: Projection>(app: &App, still: &Mutex<()>) {
     loop {
-        let mut view = View::<P>::open_active(app).await?;
-        view.follow(app).await?;
+        match follow_active::<P>(app, still).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => pause::<P>("a view does not follow the log", &error).await,
+        }
     }
+}
+
+async fn follow_active<P: Projection>(app: &App, still: &Mutex<()>) -> Result<bool, DatabaseError> {
+    let (client, _) = app.log.database().dedicated().await?;
+    let Some(active) = Generation::active::<P>(&client).await? else { return Ok(false) };
+    View::<P>::open(app, client, active).await?.follow(app, still).await?;
+    Ok(true)
 }
 
 /// A generation of a view as it is brought up to the log.
 pub(super) struct View<P: Projection> {
     pub(super) client: Client,
     pub(super) generation: Generation,
-    rows: LruCache<Key, P::State>,
-    poisoned: HashSet<StreamId>,
-    skipped: Arc<HashSet<Position>>,
+    rows: Rows<P>,
     rate: Rate,
+}
+
+/// The rows that change, in memory between rounds; and what they are read and written with.
+struct Rows<P: Projection> {
+    generation: i32,
+    cached: LruCache<Key, P::State>,
+    poisoned: HashSet<StreamId>,
+    skipped: HashSet<Position>,
+    load: Statement,
+    write: Statement,
 }
 
 /// Events a second, of late.
@@ -141,37 +175,38 @@ impl Rate {
 }
 
 impl<P: Projection> View<P> {
-    async fn open_active(app: &App) -> Result<Self, DatabaseError> {
-        let (client, _) = app.log.database().dedicated().await?;
-        let generation = Generation::active::<P>(&client).await?;
-        let generation = generation.ok_or_else(|| {
-            DatabaseError::Unexpected(format!("{} has no rows that are read", P::NAME))
-        })?;
-        Self::open(app, client, generation).await
-    }
-
     /// Opens a generation where its checkpoint says it is.
     pub(super) async fn open(
         app: &App,
         client: Client,
         generation: Generation,
     ) -> Result<Self, DatabaseError> {
-        // What a crash takes from a view is folded again: state and checkpoint go together.
-        client.batch_execute("SET synchronous_commit = off").await?;
+        // What a crash takes from a view is folded again: state and checkpoint go together. Rows
+        // are looked up by key; how is decided once, maybe while there are hardly any.
+        client.batch_execute("SET synchronous_commit = off; SET enable_seqscan = off").await?;
         let poisoned = client
             .query(
                 "SELECT stream_id FROM view_poison WHERE projection = $1 AND generation = $2",
                 &[&P::NAME, &generation.number],
             )
             .await?;
-        Ok(Self {
-            client,
-            generation,
-            rows: LruCache::new(ROWS_CACHED_MAX),
+        let table = generation.table();
+        let load = format!("SELECT key, state FROM {table} WHERE key = ANY($1)");
+        let write = format!(
+            "INSERT INTO {table} (key, position, label, state) \
+             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bytea[]) \
+             ON CONFLICT (key) DO UPDATE \
+             SET position = excluded.position, label = excluded.label, state = excluded.state"
+        );
+        let rows = Rows {
+            generation: generation.number,
+            cached: LruCache::new(ROWS_CACHED_MAX),
             poisoned: poisoned.iter().map(|row| StreamId(row.get(0))).collect(),
-            skipped: Arc::new(orders::skipped::<P>(app).await?),
-            rate: Rate::over(FOLDED_SECONDS),
-        })
+            skipped: orders::skipped::<P>(app).await?,
+            load: client.prepare(&load).await?,
+            write: client.prepare(&write).await?,
+        };
+        Ok(Self { client, generation, rows, rate: Rate::over(FOLDED_SECONDS) })
     }
 
     pub(super) fn position(&self) -> Position {
@@ -179,7 +214,7 @@ impl<P: Projection> View<P> {
     }
 
     /// Follows the log for as long as this generation is the one that is read.
-    async fn follow(&mut self, app: &App) -> Result<(), DatabaseError> {
+    async fn follow(&mut self, app: &App, still: &Mutex<()>) -> Result<(), DatabaseError> {
         let mut head = app.log.feed().watch();
         let mut wanted = app.views.wanted.subscribe();
         let mut seen = app.log.feed().head();
@@ -192,7 +227,7 @@ impl<P: Projection> View<P> {
             app.metrics
                 .view_poisoned_streams
                 .get_or_create(&labels)
-                .set(self.poisoned.len() as i64);
+                .set(self.rows.poisoned.len() as i64);
             if events.is_empty() {
                 // A switch while the log is quiet is seen with the next event.
                 if head.changed().await.is_err() {
@@ -200,7 +235,11 @@ impl<P: Projection> View<P> {
                 }
                 continue;
             }
-            if !self.round(&events, "active").await? {
+            let round = {
+                let _turn = still.lock().await;
+                self.round(&events, "active").await?
+            };
+            if !round {
                 return Ok(());
             }
             let position = self.position();
@@ -261,16 +300,18 @@ impl<P: Projection> View<P> {
     }
 
     /// Folds some events and commits what came of them with the new checkpoint. False where the
-    /// generation is not in that state any more: then nothing is committed.
+    /// generation is not in that state any more: then nothing is committed, and this view is done
+    /// with. So it is after an error, and when this is dropped half way: its rows in memory hold
+    /// what was not committed, and would hold it twice.
     pub(super) async fn round(
         &mut self,
         events: &[Arc<Committed>],
         state: &str,
     ) -> Result<bool, DatabaseError> {
         let rate = self.rate.count(events.len());
-        let Self { client, rows, poisoned, skipped, generation, .. } = self;
+        let Self { client, rows, generation, .. } = self;
         let tx = client.transaction().await?;
-        fold_into::<P>(&tx, generation, rows, poisoned, skipped, events).await?;
+        rows.fold(&tx, events).await?;
         let upto = events.last().map_or(generation.position, |event| event.position);
         let moved = tx
             .execute(
@@ -304,7 +345,7 @@ impl<P: Projection> View<P> {
         from: &str,
         order: Option<Position>,
     ) -> Result<Option<u64>, DatabaseError> {
-        let Self { client, rows, poisoned, skipped, generation, .. } = self;
+        let Self { client, rows, generation, .. } = self;
         let tx = client.transaction().await?;
         tx.batch_execute("SET LOCAL synchronous_commit = on").await?;
         let head = tx.query_one("SELECT epoch, size FROM log_head FOR UPDATE", &[]).await?;
@@ -315,7 +356,7 @@ impl<P: Projection> View<P> {
         if upto != size {
             return Ok(None);
         }
-        fold_into::<P>(&tx, generation, rows, poisoned, skipped, &events).await?;
+        rows.fold(&tx, &events).await?;
         tx.execute(
             "UPDATE view_generation SET state = 'former', updated_at = now() \
              WHERE projection = $1 AND version = $2 AND state = 'active'",
@@ -347,107 +388,102 @@ impl<P: Projection> View<P> {
         Ok(Some(held_since.elapsed().as_micros() as u64))
     }
 
-    fn taken(&self) -> DatabaseError {
+    pub(super) fn taken(&self) -> DatabaseError {
         DatabaseError::Unexpected(format!("another process runs {}", self.generation.table()))
     }
 }
 
-/// Folds events into rows, and writes these.
-async fn fold_into<P: Projection>(
-    tx: &Transaction<'_>,
-    generation: &Generation,
-    rows: &mut LruCache<Key, P::State>,
-    poisoned: &mut HashSet<StreamId>,
-    skipped: &HashSet<Position>,
-    events: &[Arc<Committed>],
-) -> Result<(), DatabaseError> {
-    let folded =
-        |event: &&Arc<Committed>| P::folds(event.code) && !skipped.contains(&event.position);
-    load::<P>(tx, generation, rows, events.iter().filter(folded)).await?;
-    let mut changed: HashMap<Key, Position> = HashMap::new();
-    for event in events.iter().filter(folded) {
-        if poisoned.contains(&event.stream) {
-            continue;
-        }
-        match event.recorded() {
-            Ok(recorded) => {
-                let Some(key) = P::key(recorded.event) else { continue };
-                P::apply(rows.get_or_insert_mut(key, P::State::default), &recorded);
-                changed.insert(key, event.position);
+impl<P: Projection> Rows<P> {
+    /// Folds events into rows, and writes these.
+    async fn fold(
+        &mut self,
+        tx: &Transaction<'_>,
+        events: &[Arc<Committed>],
+    ) -> Result<(), DatabaseError> {
+        let folded: Vec<&Arc<Committed>> = events
+            .iter()
+            .filter(|event| P::folds(event.code) && !self.skipped.contains(&event.position))
+            .collect();
+        self.load(tx, &folded).await?;
+        let mut changed: HashMap<Key, Position> = HashMap::new();
+        for event in folded {
+            if self.poisoned.contains(&event.stream) {
+                continue;
             }
-            Err(error) => {
-                poisoned.insert(event.stream);
-                halt::<P>(tx, generation, event, &error.to_string()).await?;
+            match event.recorded() {
+                Ok(recorded) => {
+                    let Some(key) = P::key(recorded.event) else { continue };
+                    P::apply(self.cached.get_or_insert_mut(key, P::State::default), &recorded);
+                    changed.insert(key, event.position);
+                }
+                Err(error) => {
+                    self.poisoned.insert(event.stream);
+                    self.halt(tx, event, &error.to_string()).await?;
+                }
             }
         }
+        self.write(tx, &changed).await
     }
-    write::<P>(tx, generation, rows, &changed).await
-}
 
-/// Brings the rows these events change into memory.
-async fn load<'a, P: Projection>(
-    tx: &Transaction<'_>,
-    generation: &Generation,
-    rows: &mut LruCache<Key, P::State>,
-    events: impl Iterator<Item = &'a Arc<Committed>> + Clone,
-) -> Result<(), DatabaseError> {
-    let keys = events.filter_map(|event| P::key(event.event().ok()?));
-    let mut missing: HashSet<Key> = keys.clone().filter(|key| !rows.contains(key)).collect();
-    if rows.len() + missing.len() > ROWS_CACHED_MAX.get() {
-        // A round must find all its rows: make room by forgetting, then load what it needs.
-        rows.clear();
-        missing = keys.collect();
+    /// Brings the rows these events change into memory.
+    async fn load(
+        &mut self,
+        tx: &Transaction<'_>,
+        events: &[&Arc<Committed>],
+    ) -> Result<(), DatabaseError> {
+        let keys = events.iter().filter_map(|event| P::key(event.event().ok()?));
+        let mut missing: HashSet<Key> =
+            keys.clone().filter(|key| !self.cached.contains(key)).collect();
+        if self.cached.len() + missing.len() > ROWS_CACHED_MAX.get() {
+            // A round must find all its rows: make room by forgetting, then load what it needs.
+            self.cached.clear();
+            missing = keys.collect();
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<Uuid> = missing.into_iter().collect();
+        for row in tx.query(&self.load, &[&keys]).await? {
+            self.cached.put(row.get(0), super::stored_state::<P>(row.get(1))?);
+        }
+        Ok(())
     }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let keys: Vec<Uuid> = missing.into_iter().collect();
-    let sql = format!("SELECT key, state FROM {} WHERE key = ANY($1)", generation.table());
-    for row in tx.query(&sql, &[&keys]).await? {
-        rows.put(row.get(0), super::stored_state::<P>(row.get(1))?);
-    }
-    Ok(())
-}
 
-async fn write<P: Projection>(
-    tx: &Transaction<'_>,
-    generation: &Generation,
-    rows: &LruCache<Key, P::State>,
-    changed: &HashMap<Key, Position>,
-) -> Result<(), DatabaseError> {
-    let (mut keys, mut positions) = (Vec::new(), Vec::new());
-    let (mut labels, mut states) = (Vec::new(), Vec::new());
-    for (key, position) in changed {
-        let Some(state) = rows.peek(key) else { continue };
-        keys.push(*key);
-        positions.push(position.0 as i64);
-        labels.push(P::label(state));
-        states.push(serde_json::to_vec(state).expect("a row is plain data"));
+    async fn write(
+        &self,
+        tx: &Transaction<'_>,
+        changed: &HashMap<Key, Position>,
+    ) -> Result<(), DatabaseError> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let (mut keys, mut positions) = (Vec::new(), Vec::new());
+        let (mut labels, mut states) = (Vec::new(), Vec::new());
+        for (key, position) in changed {
+            let Some(state) = self.cached.peek(key) else { continue };
+            keys.push(*key);
+            positions.push(position.0 as i64);
+            labels.push(P::label(state));
+            states.push(serde_json::to_vec(state).expect("a row is plain data"));
+        }
+        tx.execute(&self.write, &[&keys, &positions, &labels, &states]).await?;
+        Ok(())
     }
-    let sql = format!(
-        "INSERT INTO {} (key, position, label, state) \
-         SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bytea[]) \
-         ON CONFLICT (key) DO UPDATE \
-         SET position = excluded.position, label = excluded.label, state = excluded.state",
-        generation.table()
-    );
-    tx.execute(&sql, &[&keys, &positions, &labels, &states]).await?;
-    Ok(())
-}
 
-/// The stream stops here; the view goes on with the others.
-async fn halt<P: Projection>(
-    tx: &Transaction<'_>,
-    generation: &Generation,
-    event: &Committed,
-    error: &str,
-) -> Result<(), DatabaseError> {
-    tracing::error!(view = P::NAME, position = event.position.0, error, "a poison event");
-    tx.execute(
-        "INSERT INTO view_poison (projection, generation, position, stream_id, error) \
+    /// The stream stops here; the view goes on with the others.
+    async fn halt(
+        &self,
+        tx: &Transaction<'_>,
+        event: &Committed,
+        error: &str,
+    ) -> Result<(), DatabaseError> {
+        tracing::error!(view = P::NAME, position = event.position.0, error, "a poison event");
+        tx.execute(
+            "INSERT INTO view_poison (projection, generation, position, stream_id, error) \
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
-        &[&P::NAME, &generation.number, &(event.position.0 as i64), &event.stream.0, &error],
-    )
-    .await?;
-    Ok(())
+            &[&P::NAME, &self.generation, &(event.position.0 as i64), &event.stream.0, &error],
+        )
+        .await?;
+        Ok(())
+    }
 }

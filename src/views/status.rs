@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::generation::Progress;
 use crate::app::App;
 use crate::execute::{ExecuteError, read_upkeep};
-use crate::log::{DatabaseError, EventFilter};
+use crate::log::{DatabaseError, EventFilter, floor};
 
 /// Poison events an answer lists at the most; all are counted.
 const POISON_LISTED_MAX: i64 = 100;
@@ -57,7 +57,8 @@ pub struct ProjectionStatus {
     pub order: Option<Order>,
     /// What that has come to.
     pub progress: Option<RebuildStatus>,
-    /// The generations there are, the newest first.
+    /// The generations there are, the newest first; but for former ones that the archive has
+    /// overtaken: what comes after them is not here any more.
     pub generations: Vec<GenerationStatus>,
     /// What came of the latest rebuild or roll-back.
     pub ended: Option<Ended>,
@@ -150,8 +151,9 @@ async fn status(
             "SELECT generation, version, state, position, created_at, updated_at, \
              CASE WHEN updated_at > now() - interval '5 s' THEN events_per_second ELSE 0 END, \
              progress FROM view_generation \
-             WHERE projection = $1 AND state <> 'dropped' ORDER BY generation DESC",
-            &[&name],
+             WHERE projection = $1 AND state <> 'dropped' \
+             AND (state <> 'former' OR position >= $2) ORDER BY generation DESC",
+            &[&name, &(floor(client).await?.0 as i64)],
         )
         .await?;
     let (mut active, mut progress, mut rate, mut generations) = (None, None, 0.0, Vec::new());

@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use milepost_projections::job::RUN_COMPLETED;
 use milepost_projections::{Job, JobStatus};
-use milepost_schemas::{Attempt, EventType, JobId, Metadata, Position};
+use milepost_schemas::{Attempt, JobId, Metadata, Position};
 use tokio::time::Instant;
 use tokio_postgres::Row;
 
@@ -23,7 +23,6 @@ use crate::clients::github::{GithubError, RUNS_A_PAGE, Run};
 use crate::domain::job::{LISTS_RUNS, RunSeen, unwanted};
 use crate::domain::{AttemptId, JobCommand, Report};
 use crate::execute::{self, ExecuteError, JobOutcome};
-use crate::log::Since;
 
 /// Requests that are left to dispatches: below this, nobody asks how runs are doing.
 const QUOTA_RESERVED: u64 = 500;
@@ -57,7 +56,7 @@ pub fn start(app: Arc<App>) {
 
 async fn follow(app: &App) {
     let mut last_active = Instant::now();
-    let mut seen = app.log.feed().head();
+    let mut cancelled = app.log.feed().watch_cancellations();
     loop {
         match Followed::read(app).await {
             Ok(followed) => {
@@ -77,30 +76,7 @@ async fn follow(app: &App) {
             }
         }
         tokio::time::sleep(BREATH.min(app.config.github.poll)).await;
-        drop(tokio::time::timeout(app.config.github.poll, cancellation(app, &mut seen)).await);
-    }
-}
-
-/// Returns when a job is cancelled.
-async fn cancellation(app: &App, seen: &mut Position) {
-    let feed = app.log.feed();
-    let mut head = feed.watch();
-    loop {
-        match feed.since(*seen, usize::MAX) {
-            Since::Events(events) => {
-                *seen = events.last().map_or(*seen, |event| event.position);
-                if events.iter().any(|it| it.code == EventType::JobCancelled.code()) {
-                    return;
-                }
-            }
-            Since::Older(_) => {
-                *seen = feed.head();
-                return;
-            }
-        }
-        if head.changed().await.is_err() {
-            return std::future::pending().await;
-        }
+        drop(tokio::time::timeout(app.config.github.poll, cancelled.changed()).await);
     }
 }
 

@@ -61,6 +61,7 @@ files! {
     "nodes.js": JAVASCRIPT,
     "overview.js": JAVASCRIPT,
     "projections.css": CSS,
+    "projections.js": JAVASCRIPT,
     "standing.js": JAVASCRIPT,
     "stream.js": JAVASCRIPT,
     "travel.js": JAVASCRIPT,

@@ -2,11 +2,11 @@
 
 use askama::Template;
 use jiff::Timestamp;
-use milepost_projections::upkeep::{Ended, OrderKind};
+use milepost_projections::upkeep::{Ended, OrderKind, upkeep_stream};
 
 use super::Frame;
 use super::format::{Moment, duration, number};
-use crate::views::{Difference, Phase, PoisonEvent, ProjectionStatus};
+use crate::views::{Difference, Phase, PoisonEvent, Progress, ProjectionStatus};
 
 /// `GET /projections`.
 #[derive(Clone, Debug, Template)]
@@ -25,14 +25,16 @@ struct View {
     state: &'static str,
     state_word: String,
     position: String,
+    is_behind: bool,
     lag: String,
     rate: String,
     poison: Vec<Poison>,
     skipped: Vec<String>,
     order: Option<Work>,
     former: Option<Former>,
-    ended: Option<String>,
-    verified: Option<String>,
+    ended: Vec<String>,
+    /// What is said of it to those who listen, when that changes.
+    told: String,
 }
 
 #[derive(Clone, Debug)]
@@ -69,14 +71,28 @@ impl ProjectionsPage {
         Self { views: views.iter().map(|view| View::new(view, now)).collect(), frame }
     }
 
-    fn is_at_work(&self) -> bool {
-        self.views.iter().any(|view| view.order.is_some())
+    /// Whether something changes that no event tells of.
+    fn is_moving(&self) -> bool {
+        self.views.iter().any(|view| view.order.is_some() || view.is_behind)
+    }
+
+    /// The streams that tell what is ordered.
+    fn streams(&self) -> String {
+        let streams = self.views.iter().map(|view| upkeep_stream(view.name).to_string());
+        streams.collect::<Vec<_>>().join(" ")
     }
 }
 
 impl View {
     fn new(status: &ProjectionStatus, now: Timestamp) -> Self {
         let (state, state_word) = state_of(status);
+        let order = Work::of(status);
+        let ends = || status.ended.iter().chain(&status.verified);
+        let told = match (&order, ends().max_by_key(|end| end.at)) {
+            (Some(order), _) => order.phase.to_owned(),
+            (None, Some(end)) => ended(end),
+            (None, None) => state_word.clone(),
+        };
         let former = status.generations.iter().find(|generation| {
             generation.state == "former" && generation.version == status.version
         });
@@ -87,6 +103,7 @@ impl View {
             state,
             state_word,
             position: number(status.position.0),
+            is_behind: status.lag_events > 0,
             lag: match status.lag_events {
                 0 => "up to date".to_owned(),
                 events => format!("{} events, {:.1} s", number(events), status.lag_seconds),
@@ -98,11 +115,11 @@ impl View {
                 .iter()
                 .map(|it| format!("#{} by {}: {}", number(it.position.0), it.by, it.reason))
                 .collect(),
-            order: Work::of(status),
+            order,
             former: former
                 .map(|it| Former { generation: it.generation, at: Moment::of(it.updated_at, now) }),
-            ended: status.ended.as_ref().map(ended),
-            verified: status.verified.as_ref().map(ended),
+            ended: ends().map(ended).collect(),
+            told,
         }
     }
 }
@@ -144,8 +161,7 @@ impl Work {
         let difference = progress.and_then(|progress| progress.difference.as_ref());
         Some(Self {
             title: format!("{what} ordered by {}{why}", order.by),
-            phase: progress
-                .map_or("waits for the process that runs the views", |it| phase(it.phase)),
+            phase: progress.map_or("waits for the process that runs the view", |it| phase(it)),
             percent: progress
                 .filter(|it| it.target > 0)
                 .map(|it| (it.events.min(it.target) * 100) / it.target),
@@ -171,12 +187,15 @@ impl Work {
     }
 }
 
-fn phase(phase: Phase) -> &'static str {
-    match phase {
+fn phase(progress: &Progress) -> &'static str {
+    match progress.phase {
         Phase::Folding => "folding the log",
         Phase::Writing => "writing the rows",
         Phase::CatchingUp => "catching up",
         Phase::Comparing => "comparing",
+        Phase::Waiting if progress.difference.is_none() => {
+            "waiting for you: the rows that are read do not follow the log, so nothing was compared"
+        }
         Phase::Waiting => "waiting for you: look at what differs",
         Phase::Switching => "taking over",
     }

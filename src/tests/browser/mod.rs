@@ -7,6 +7,7 @@ mod integrity;
 mod log;
 mod past;
 mod progress;
+mod projections;
 mod queue;
 mod tabs;
 

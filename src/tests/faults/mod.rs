@@ -11,6 +11,7 @@ mod shutdown;
 mod slow_readers;
 mod streams_cut;
 mod two_nodes;
+mod views;
 
 use follow::Follower;
 use load::{Load, check_log};

@@ -11,18 +11,18 @@ const VIEWS: [&str; 4] = ["board", "jobs", "nodes", "compensations"];
 /// Copies of one agent's story that a seeded log holds: enough that a rebuild takes a while.
 const COPIES: u32 = 1_500;
 
-async fn view(client: &Client, name: &str) -> Value {
+pub(super) async fn view(client: &Client, name: &str) -> Value {
     client.read(&format!("/api/projections/{name}")).await
 }
 
 /// Gives an order that is taken.
-async fn order(client: &Client, name: &str, what: &str, body: Value) {
+pub(super) async fn order(client: &Client, name: &str, what: &str, body: Value) {
     let (status, answer) = client.post(&format!("/api/projections/{name}/{what}"), &body).await;
     assert_eq!(status.as_u16(), 202, "{answer}");
 }
 
 /// Waits until nothing is ordered of a view; what came of the last order.
-async fn settled(client: &Client, name: &str, end: &str) -> Value {
+pub(super) async fn settled(client: &Client, name: &str, end: &str) -> Value {
     wait_until("the order has ended", || async {
         let view = view(client, name).await;
         view["order"].is_null().then(|| view[end].clone())
@@ -31,7 +31,7 @@ async fn settled(client: &Client, name: &str, end: &str) -> Value {
 }
 
 /// The rows that are read are what the log says.
-async fn verified(client: &Client, name: &str) -> Value {
+pub(super) async fn verified(client: &Client, name: &str) -> Value {
     order(client, name, "verify", json!({})).await;
     let end = settled(client, name, "verified").await;
     assert_eq!(end["outcome"], "equal", "{name}: {end}");
@@ -59,9 +59,9 @@ async fn nothing_is_left_over(client: &Sql) {
     assert_eq!(row.get::<_, i64>(3), 0);
 }
 
-/// Fills a log with copies of a story that a server recorded, each with ids of its own, and shuts
-/// the server's views out of nothing: they fold it like any other.
-async fn seeded(url: &str) -> u64 {
+/// Fills a log with copies of a story that a server recorded, each with ids of its own, and all at
+/// the same time; the log's size.
+pub(super) async fn seeded(url: &str) -> u64 {
     let mut server =
         Server::with(Options { database_url: Some(url.to_owned()), ..Options::default() }).await;
     let client = server.client();
@@ -91,7 +91,7 @@ async fn seeded(url: &str) -> u64 {
                     '([0-9a-f]{{8}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{12}})', \
                     E'\\x01\\\\1\\x01', 'g'), E'\\x01') WITH ORDINALITY AS t (word, at)) AS p) AS body \
              FROM story AS s, generate_series(1, {COPIES}) AS n), \
-         numbered AS (SELECT *, row_number() OVER (ORDER BY n, position) AS place FROM copies) \
+         numbered AS (SELECT *, row_number() OVER (ORDER BY position, n) AS place FROM copies) \
          INSERT INTO event SELECT (SELECT size FROM log_head) + place, stream_id, version, type, \
              schema_version, (SELECT recorded_at FROM log_head), header, convert_to(body, 'UTF8') \
          FROM numbered"

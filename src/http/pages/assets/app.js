@@ -7,6 +7,7 @@ import "./overview.js";
 import "./log.js";
 import "./follow.js";
 import "./nodes.js";
+import "./projections.js";
 import "./events.js";
 import "./travel.js";
 import "./integrity.js";

@@ -52,6 +52,9 @@ let failures = 0;
 let retryTimer = 0;
 let rollTimer = 0;
 
+/** The log's size as far as this tab was told. */
+export const head = () => newest;
+
 /** Follows those topics; `update` changes them. */
 export function subscribe(topics, handler) {
   wants = topics;
