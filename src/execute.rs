@@ -173,13 +173,12 @@ async fn try_to_job(
     };
     for _ in 0..CONFLICTS_MAX {
         // Out of its slot: should nobody wait for this any more, the next command reads it anew.
-        let (loaded, cached) = match slot.take() {
-            Some(loaded) => (Some(loaded), true),
-            None => {
-                let loaded = timeout_at(deadline, load_job(&app.log, id)).await;
-                (loaded.unwrap_or(Err(ExecuteError::Unavailable))?, false)
-            }
-        };
+        let mut loaded = slot.take();
+        let cached = loaded.is_some();
+        if !cached {
+            let read = timeout_at(deadline, load_job(&app.log, id)).await;
+            loaded = read.unwrap_or(Err(ExecuteError::Unavailable))?;
+        }
         let Some(loaded) = loaded else {
             app.jobs.forget(id);
             return Err(ExecuteError::UnknownJob);

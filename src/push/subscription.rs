@@ -361,12 +361,11 @@ impl Subscription {
     async fn piece(&mut self) -> Result<Vec<Bytes>, ExecuteError> {
         let picture = &self.pictures[0];
         let limit = picture.left.min(PIECE_ROWS);
-        let (states, last, whole) = match picture.all {
-            Topic::AllNodes => self.rows_of::<Nodes>(picture, limit, node_state).await?,
-            _ => {
-                let state = |board: &Board| instance_state(&self.app, board);
-                self.rows_of::<Boards>(picture, limit, state).await?
-            }
+        let (states, last, whole) = if picture.all == Topic::AllNodes {
+            self.rows_of::<Nodes>(picture, limit, node_state).await?
+        } else {
+            let state = |board: &Board| instance_state(&self.app, board);
+            self.rows_of::<Boards>(picture, limit, state).await?
         };
         let mut frames = Vec::new();
         self.with_ids(states, self.position, &mut frames);
