@@ -13,7 +13,8 @@ use milepost_projections::job::job_of;
 use milepost_projections::node::{address_stream, node_of};
 use milepost_projections::upkeep::upkeep_stream;
 use milepost_projections::{Agent, Job, Node, NodeStatus, Queue, Upkeep};
-use milepost_schemas::{AgentId, Event, JobId, Metadata, NodeId, Position, StreamId};
+use milepost_schemas::event::NotApplied;
+use milepost_schemas::{AgentId, CallbackKind, Event, JobId, Metadata, NodeId, Position, StreamId};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -171,21 +172,35 @@ async fn try_to_job(
         Err(_) => timeout_at(deadline, slot.lock()).await.map_err(|_| ExecuteError::Unavailable)?,
     };
     for _ in 0..CONFLICTS_MAX {
-        if slot.is_none() {
-            let loaded = timeout_at(deadline, load_job(&app.log, id)).await;
-            *slot = loaded.unwrap_or(Err(ExecuteError::Unavailable))?;
+        // Out of its slot: should nobody wait for this any more, the next command reads it anew.
+        let mut loaded = slot.take();
+        let cached = loaded.is_some();
+        if !cached {
+            let read = timeout_at(deadline, load_job(&app.log, id)).await;
+            loaded = read.unwrap_or(Err(ExecuteError::Unavailable))?;
         }
-        let Some(loaded) = slot.as_ref() else {
+        let Some(loaded) = loaded else {
             app.jobs.forget(id);
             return Err(ExecuteError::UnknownJob);
         };
         let (now, subject) = (app.clock.now(), loaded.job.subject.word());
-        let decision = job::decide(&loaded.job, command.clone(), now, &app.config.limits)?;
+        let decision = job::decide(&loaded.job, command.clone(), now, &app.config.limits);
+        if cached && !stands(&command, &decision) {
+            continue;
+        }
+        let decision = match decision {
+            Ok(decision) => decision,
+            Err(refusal) => {
+                *slot = Some(loaded);
+                return Err(refusal.into());
+            }
+        };
         if decision.events.is_empty() {
             let position = match decision.answer {
                 JobAnswer::Repeated(position, _) => position,
                 JobAnswer::Applied | JobAnswer::Kept(_) | JobAnswer::Nothing => loaded.job.position,
             };
+            *slot = Some(loaded);
             return Ok(JobOutcome { answer: decision.answer, position });
         }
         let answer = decision.answer.clone();
@@ -195,21 +210,36 @@ async fn try_to_job(
         match app.log.append(append, deadline).await {
             Ok(appended) => {
                 let position = appended.position();
-                fold(slot.take().expect("it was put there above"), &appended.events, id)
+                fold(loaded, &appended.events, id)
                     .map_or_else(|| app.jobs.forget(id), |folded| *slot = Some(folded));
                 return Ok(JobOutcome { answer, position });
             }
             Err(AppendError::Conflict(StreamId::QUEUE)) => return Err(ExecuteError::Moved),
-            Err(AppendError::Conflict(_)) => *slot = None,
+            Err(AppendError::Conflict(_)) => {}
             Err(AppendError::Busy) => return Err(ExecuteError::Busy(subject)),
-            Err(AppendError::Unavailable) => {
-                // It may be in the log all the same: the next command reads it anew.
-                *slot = None;
-                return Err(ExecuteError::Unavailable);
-            }
+            // It may be in the log all the same: the next command reads it anew.
+            Err(AppendError::Unavailable) => return Err(ExecuteError::Unavailable),
         }
     }
     Err(ExecuteError::Unavailable)
+}
+
+/// Whether a decision on a state that was kept in memory needs no look at the log. Events are
+/// checked against it when they are appended. What adds none is checked by nobody, and another node
+/// may have moved the job on; it stands only where no later event can change it: a repeat of what
+/// the job has seen, in an attempt that is told by the callback and not by the state. The gate for a
+/// *started* can still close, and an attempt that had not begun may have (`.github/decisions/0032`).
+fn stands(command: &JobCommand, decision: &Result<JobDecision, JobRefusal>) -> bool {
+    let Ok(JobDecision { events, answer, .. }) = decision else { return false };
+    if !events.is_empty() {
+        return true;
+    }
+    let (JobCommand::Record(callback), JobAnswer::Repeated(_, reason)) = (command, answer) else {
+        return false;
+    };
+    let kind = &callback.kind;
+    let told = callback.attempt.is_some() || callback.delivery_id.is_some() && !kind.is_numbered();
+    told && !matches!(kind, CallbackKind::Started) && *reason != Some(NotApplied::AttemptNotBegun)
 }
 
 /// Gives a command to an agent.

@@ -47,7 +47,7 @@ pub struct Metrics {
     pub subscribers: Gauge,
     /// Messages written to streams.
     pub deliveries: Counter,
-    /// From commit to the first write of an event to a subscriber that had seen all before.
+    /// From commit to the write of an event to a subscriber, while it is not far behind.
     pub delivery_lag_seconds: Histogram,
     /// Events a view is behind the log.
     pub view_lag_events: Family<ViewLabels, Gauge>,
@@ -134,7 +134,7 @@ impl Metrics {
         registry.register("deliveries", "Messages written to streams", self.deliveries.clone());
         registry.register(
             "delivery_lag_seconds",
-            "From commit to the write to a subscriber",
+            "From commit to the write of an event to a subscriber that is not far behind",
             self.delivery_lag_seconds.clone(),
         );
         registry.register(

@@ -8,8 +8,8 @@ use milepost_schemas::event::JobLogRecorded;
 use milepost_schemas::{AgentId, Attempt, JobId, NodeId};
 
 /// Lines that a run has printed.
-#[derive(Clone, Debug)]
-pub struct PrintedLines {
+#[derive(Clone, Copy, Debug)]
+pub struct PrintedLines<'a> {
     /// The job.
     pub job_id: JobId,
     /// What it changes, as events name it.
@@ -19,20 +19,20 @@ pub struct PrintedLines {
     /// The number of the first one within the attempt, from 1.
     pub from: u64,
     /// The lines, in order.
-    pub lines: Vec<String>,
+    pub lines: &'a [String],
 }
 
 /// Decides what of some lines goes to the end of a job's log: `None` where all of them are there
 /// already. What overlaps is passed over, and a gap is recorded.
-pub fn decide(log: &JobLog, printed: PrintedLines) -> Option<JobLogRecorded> {
-    let PrintedLines { job_id, subject, attempt, from, mut lines } = printed;
+pub fn decide(log: &JobLog, printed: &PrintedLines<'_>) -> Option<JobLogRecorded> {
+    let PrintedLines { job_id, subject, attempt, from, lines } = *printed;
     let (agent_id, node_id) = subject;
     let end = log.end_of(attempt);
     let known = (end + 1).saturating_sub(from);
     if known >= lines.len() as u64 {
         return None;
     }
-    lines.drain(..known as usize);
+    let lines = lines[known as usize..].to_vec();
     let from = from + known;
     let mut ends = log.ends.clone();
     let index = attempt.0 as usize - 1;
@@ -62,23 +62,27 @@ mod tests {
 
     use super::*;
 
-    fn printed(attempt: u32, from: u64, lines: &[&str]) -> PrintedLines {
-        PrintedLines {
-            job_id: JobId(Uuid::from_u128(1)),
-            subject: (Some(AgentId(Uuid::from_u128(2))), None),
-            attempt: Attempt(attempt),
-            from,
-            lines: lines.iter().map(|line| (*line).to_owned()).collect(),
-        }
+    /// An attempt, the number of its first line, and the lines.
+    type Said = (u32, u64, Vec<String>);
+
+    fn printed(attempt: u32, from: u64, lines: &[&str]) -> Said {
+        (attempt, from, lines.iter().map(|line| (*line).to_owned()).collect())
     }
 
     /// The events that these lines become, each decided by the one before it alone.
-    fn record(said: impl IntoIterator<Item = PrintedLines>) -> Vec<JobLogRecorded> {
+    fn record(said: impl IntoIterator<Item = Said>) -> Vec<JobLogRecorded> {
         let mut events: Vec<JobLogRecorded> = Vec::new();
-        for printed in said {
+        for (attempt, from, lines) in said {
             let position = Position(events.len() as u64);
             let log = events.last().map(|event| JobLog::after(event, position));
-            events.extend(decide(&log.unwrap_or_default(), printed));
+            let printed = PrintedLines {
+                job_id: JobId(Uuid::from_u128(1)),
+                subject: (Some(AgentId(Uuid::from_u128(2))), None),
+                attempt: Attempt(attempt),
+                from,
+                lines: &lines,
+            };
+            events.extend(decide(&log.unwrap_or_default(), &printed));
         }
         events
     }
@@ -141,9 +145,8 @@ mod tests {
             said in vec((1..4_u32, 1..40_u64, 1..10_usize), 0..40),
         ) {
             let said = said.into_iter().map(|(attempt, from, count)| {
-                let lines: Vec<String> =
-                    (from..from + count as u64).map(|n| format!("{attempt}.{n}")).collect();
-                printed(attempt, from, &lines.iter().map(String::as_str).collect::<Vec<_>>())
+                let numbers = from..from + count as u64;
+                (attempt, from, numbers.map(|n| format!("{attempt}.{n}")).collect())
             });
             let events = record(said);
             let at = jiff::Timestamp::UNIX_EPOCH;

@@ -79,8 +79,7 @@ async fn try_to_job_log(
     let CallbackKind::Log { from, lines } = &callback.kind else {
         return try_to_job(app, id, JobCommand::Record(callback), metadata, None).await;
     };
-    let (from, lines) = (*from, lines.clone());
-    let printed = PrintedLines { job_id: id, subject, attempt, from, lines };
+    let printed = PrintedLines { job_id: id, subject, attempt, from: *from, lines };
     let stream = id.log_stream();
     let slot = app.job_logs.slot(id);
     let mut slot = slot.lock().await;
@@ -89,22 +88,21 @@ async fn try_to_job_log(
             Some(end) => end,
             None => load_end(&app.log, id).await?,
         };
-        let Some(event) = decide(&end.log, printed.clone()) else {
-            let position = first_answer(&app.log, id, &end, attempt, from).await?;
+        let Some(event) = decide(&end.log, &printed) else {
+            let position = first_answer(&app.log, id, &end, attempt, *from).await?;
             *slot = Some(end);
             return Ok(JobOutcome { answer: JobAnswer::Repeated(position, None), position });
         };
         let decision = Decision {
-            events: vec![(stream, event.clone().into())],
+            events: vec![(stream, event.into())],
             expected: vec![(stream, Expected::Version(end.version))],
             metadata: Arc::clone(&metadata),
             queue: None,
         };
         match app.log.append(decision, deadline).await {
             Ok(appended) => {
+                *slot = appended.events.first().map(|event| end_at(event)).transpose()?;
                 let position = appended.position();
-                let log = JobLog::after(&event, position);
-                *slot = Some(End { version: end.version + 1, log });
                 return Ok(JobOutcome { answer: JobAnswer::Applied, position });
             }
             Err(AppendError::Conflict(_)) => {}
@@ -125,8 +123,10 @@ async fn speaker(
 ) -> Result<Option<(Subject, Attempt)>, ExecuteError> {
     let slot = app.jobs.slot(id);
     let mut slot = slot.lock().await;
-    // Another node may have begun an attempt that is not known here.
+    // Another node may have begun an attempt that is not known here: who names none is told of the
+    // one under way by the log alone.
     for known in [slot.take(), None] {
+        let stands = known.is_none() || callback.attempt.is_some();
         let loaded = match known {
             Some(loaded) => Some(loaded),
             None => load_job(&app.log, id).await?,
@@ -138,7 +138,7 @@ async fn speaker(
         let attempt = job::attempt_of(&loaded.job, callback);
         let (subject, current) = (loaded.job.subject.ids(), loaded.job.attempt().number);
         *slot = Some(loaded);
-        if attempt <= current {
+        if stands && attempt <= current {
             return Ok(Some((subject, attempt)));
         }
     }
@@ -149,11 +149,16 @@ async fn load_end(log: &Log, id: JobId) -> Result<End, ExecuteError> {
     let Some(last) = log.read_latest(id.log_stream()).await? else {
         return Ok(End { version: 0, log: JobLog::default() });
     };
-    let end = match last.event().map_err(|error| unreadable(&last, error))? {
+    end_at(&last)
+}
+
+/// The end of a log whose last event this is.
+fn end_at(last: &Committed) -> Result<End, ExecuteError> {
+    let log = match last.event().map_err(|error| unreadable(last, error))? {
         Event::JobLogRecorded(event) => JobLog::after(event, last.position),
         _ => JobLog::default(),
     };
-    Ok(End { version: last.version, log: end })
+    Ok(End { version: last.version, log })
 }
 
 /// Where the line stands that is said again. Senders repeat what they said last, so this looks

@@ -178,7 +178,7 @@ impl Problem {
     pub fn set_back() -> Self {
         let detail = "The log was set back: nothing is taken until a new epoch begins, by \
                       milepost log new-epoch";
-        Self { detail: detail.to_owned(), ..Self::unavailable() }
+        Self::come_back(detail)
     }
 }
 

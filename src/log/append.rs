@@ -138,6 +138,8 @@ struct Link {
     append: Statement,
     /// The first position of the last partition that is there for certain.
     last_partition: i64,
+    /// Whether the partition behind the one that is written to could not be made when it was tried.
+    partition_awaited: bool,
 }
 
 async fn connect(database: &Database) -> Result<Link, DatabaseError> {
@@ -148,7 +150,15 @@ async fn connect(database: &Database) -> Result<Link, DatabaseError> {
              FROM append_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         )
         .await?;
-    Ok(Link { client, append, last_partition: 0 })
+    Ok(Link { client, append, last_partition: 0, partition_awaited: false })
+}
+
+/// As [`connect`], and waits until whoever appends now has committed: a torn connection's statement
+/// goes on in the database. Fails where the log cannot be written, as on a standby.
+async fn connect_behind(database: &Database) -> Result<Link, DatabaseError> {
+    let link = connect(database).await?;
+    link.client.execute("SELECT FROM log_head FOR UPDATE", &[]).await?;
+    Ok(link)
 }
 
 struct Appender {
@@ -201,6 +211,7 @@ impl Appender {
                     waiting.push_back(item);
                 }
             }
+            self.metrics.append_queue_depth.set(0);
         }
     }
 
@@ -248,6 +259,8 @@ impl Appender {
                 (_, Err(error)) => {
                     interrupted(&error, plan.streams.len());
                     self.metrics.append_errors.inc();
+                    // What refused it once would refuse it again in the same instant.
+                    tokio::time::sleep(RECONNECT).await;
                     let fresh = self.reconnect(&plan.items).await;
                     self.known.clear();
                     items = self.sort_out(&fresh, plan.items).await;
@@ -339,12 +352,7 @@ impl Appender {
     }
 
     async fn try_send(&self, link: &mut Link, plan: &Plan) -> Result<Outcome, DatabaseError> {
-        let added = plan.streams.len() as i64;
-        if self.known_size.saturating_add(added) >= link.last_partition {
-            // One more than this batch needs: other processes append as well.
-            let row = link.client.query_one("SELECT prepare_partitions($1)", &[&added]).await?;
-            link.last_partition = row.get(0);
-        }
+        self.prepare_partitions(link, plan.streams.len() as i64).await?;
         let mut headers: Vec<&[u8]> = Vec::with_capacity(plan.streams.len());
         let mut bodies: Vec<&[u8]> = Vec::with_capacity(plan.streams.len());
         for item in &plan.items {
@@ -384,6 +392,23 @@ impl Appender {
             return Ok(Outcome::Refused { base, jobs });
         }
         Ok(Outcome::Committed { epoch: row.get(0), base, recorded_at: row.get(2) })
+    }
+
+    /// Makes the partitions that so many further events need, and the one behind them: long before
+    /// it is needed, so that the log goes on while something holds it up.
+    async fn prepare_partitions(&self, link: &mut Link, added: i64) -> Result<(), DatabaseError> {
+        let reached = self.known_size.saturating_add(added);
+        if reached < link.last_partition {
+            return Ok(());
+        }
+        let row = link.client.query_one("SELECT prepare_partitions($1)", &[&added]).await?;
+        link.last_partition = row.get(0);
+        let awaited = reached >= link.last_partition;
+        if awaited && !link.partition_awaited {
+            tracing::warn!(after = link.last_partition, "the next partition cannot be made yet");
+        }
+        link.partition_awaited = awaited;
+        Ok(())
     }
 
     /// What was known before somebody else appended is known no more.
@@ -447,7 +472,7 @@ impl Appender {
     /// Connects again, however long it takes; items whose senders gave up are dropped by `plan`.
     async fn reconnect(&self, waiting: &[Item]) -> Link {
         loop {
-            match connect(&self.database).await {
+            match connect_behind(&self.database).await {
                 Ok(link) => return link,
                 Err(error) => {
                     unreachable_log(&error, waiting.len());
@@ -459,7 +484,7 @@ impl Appender {
 
     /// After a torn connection nobody knows whether the batch was committed; the log does. Items
     /// that are in it are answered, the others are returned to be sent again. Should the torn
-    /// statement commit only now, the version checks refuse the second one.
+    /// statement get the lock on the head only now, the version checks refuse the second one.
     async fn sort_out(&self, link: &Link, items: Vec<Item>) -> Vec<Item> {
         let mut again = Vec::new();
         for item in items {

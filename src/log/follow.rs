@@ -166,7 +166,12 @@ impl Feed {
             }
             ring.head
         };
-        self.head.send_if_modified(|seen| std::mem::replace(seen, head) != head);
+        // Whoever took the ring after this one may have told of more by now.
+        self.head.send_if_modified(|seen| {
+            let further = head > *seen;
+            *seen = head.max(*seen);
+            further
+        });
     }
 }
 

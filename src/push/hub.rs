@@ -49,7 +49,8 @@ pub struct Hub {
 #[derive(Default)]
 struct Inner {
     watchers: HashMap<Topic, Vec<Arc<Notify>>>,
-    /// The newest state of each topic, and the round it was made in.
+    /// The newest state of each topic that is watched, or that changed lately while all of its kind
+    /// are; and the round it was made in.
     states: HashMap<Topic, (Position, Bytes)>,
     agents: Changes,
     nodes: Changes,
@@ -68,13 +69,12 @@ impl Changes {
         Self { latest: VecDeque::new(), floor }
     }
 
-    fn push(&mut self, position: Position, topic: Topic) {
+    /// Remembers a change; which one is forgotten for it.
+    fn push(&mut self, position: Position, topic: Topic) -> Option<(Position, Topic)> {
         self.latest.push_back((position, topic));
-        if self.latest.len() > CHANGES_MAX
-            && let Some((position, _)) = self.latest.pop_front()
-        {
-            self.floor = position;
-        }
+        let forgotten = (self.latest.len() > CHANGES_MAX).then(|| self.latest.pop_front())??;
+        self.floor = forgotten.0;
+        Some(forgotten)
     }
 }
 
@@ -149,20 +149,14 @@ impl Hub {
         {
             let mut inner = self.lock();
             for (topic, frame) in states {
-                inner.wake(topic, &mut woken);
-                if let Some(all) = topic.all() {
-                    if let Some(changes) = inner.changes(all) {
-                        changes.push(upto, topic);
-                    }
-                    inner.wake(all, &mut woken);
-                }
-                inner.states.insert(topic, (upto, frame));
+                inner.keep(topic, frame, upto, &mut woken);
             }
             for job in logs {
                 inner.wake(Topic::Log(job), &mut woken);
             }
             for all in [Topic::AllAgents, Topic::AllNodes] {
-                if !whole.contains(&all) {
+                // What nobody watched at the end of the round is not kept, and cannot be resumed.
+                if !whole.contains(&all) || !inner.watchers.contains_key(&all) {
                     // Who began to watch them all during this round has to look for himself.
                     inner.wake(all, &mut woken);
                     if let Some(changes) = inner.changes(all) {
@@ -198,6 +192,31 @@ impl Inner {
         woken.extend(self.watchers.get(&topic).into_iter().flatten().cloned());
     }
 
+    /// Keeps a state, unless whoever watched it left while it was made: nobody would remove it.
+    fn keep(&mut self, topic: Topic, frame: Bytes, upto: Position, woken: &mut Vec<Arc<Notify>>) {
+        if !self.is_shown(topic) {
+            return;
+        }
+        self.wake(topic, woken);
+        self.states.insert(topic, (upto, frame));
+        let Some(all) = topic.all().filter(|all| self.watchers.contains_key(all)) else { return };
+        self.wake(all, woken);
+        let forgotten = self.changes(all).and_then(|changes| changes.push(upto, topic));
+        // A state made in a later round is of a later change, which is remembered.
+        if let Some((position, topic)) = forgotten
+            && !self.watchers.contains_key(&topic)
+            && self.states.get(&topic).is_some_and(|(made, _)| *made == position)
+        {
+            self.states.remove(&topic);
+        }
+    }
+
+    /// Whether anybody watches a topic, by itself or with all of its kind.
+    fn is_shown(&self, topic: Topic) -> bool {
+        let watched = |topic: Topic| self.watchers.contains_key(&topic);
+        watched(topic) || topic.all().is_some_and(watched)
+    }
+
     /// What changed of all things of a kind.
     fn changes(&mut self, all: Topic) -> Option<&mut Changes> {
         match all {
@@ -209,15 +228,14 @@ impl Inner {
 
     /// Nobody watches this topic any more: its states go.
     fn forget_unwatched(&mut self, gone: Topic) {
-        let watchers = &self.watchers;
-        let watched = |topic: Topic| {
-            watchers.contains_key(&topic)
-                || topic.all().is_some_and(|all| watchers.contains_key(&all))
-        };
         match gone {
-            Topic::AllAgents | Topic::AllNodes => self.states.retain(|topic, _| watched(*topic)),
+            Topic::AllAgents | Topic::AllNodes => {
+                let watchers = &self.watchers;
+                self.states
+                    .retain(|topic, _| topic.all() != Some(gone) || watchers.contains_key(topic));
+            }
             Topic::Agent(_) | Topic::Job(_) | Topic::Node(_) | Topic::Log(_) => {
-                if !watched(gone) {
+                if !self.is_shown(gone) {
                     self.states.remove(&gone);
                 }
             }
@@ -245,5 +263,71 @@ impl Drop for Registration {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn agent(number: u128) -> Topic {
+        Topic::Agent(AgentId(Uuid::from_u128(number)))
+    }
+
+    /// A round in which these agents changed, while all of them were watched at its beginning.
+    fn round(hub: &Hub, upto: u64, agents: impl IntoIterator<Item = u128>) {
+        let frame = Bytes::from(upto.to_string());
+        let states = agents.into_iter().map(|number| (agent(number), frame.clone())).collect();
+        hub.publish(states, [], Position(upto), &[Topic::AllAgents]);
+    }
+
+    #[test]
+    fn a_state_whose_last_watcher_left_while_it_was_made_is_not_kept() {
+        let hub = Hub::new(Position::START);
+        let watching = hub.subscribe(vec![agent(1), Topic::AllAgents]);
+        round(&hub, 1, [1]);
+        assert_eq!(hub.shown().len(), 3, "its state, and who watches it");
+        drop(watching);
+        round(&hub, 2, [1]);
+        assert!(hub.shown().is_empty());
+        // Whoever comes back behind that round is told to look for himself.
+        assert_eq!(hub.changed_since(Topic::AllAgents, Position(1)), None);
+        assert_eq!(hub.changed_since(Topic::AllAgents, Position(2)), Some(Vec::new()));
+    }
+
+    #[test]
+    fn an_open_overview_keeps_the_states_of_remembered_changes_only() {
+        let hub = Hub::new(Position::START);
+        let overview = hub.subscribe(vec![Topic::AllAgents]);
+        let page = hub.subscribe(vec![agent(1)]);
+        let newer = CHANGES_MAX as u128 + 10;
+        round(&hub, 1, 1..=3);
+        round(&hub, 3, 11..=newer);
+        let inner = hub.lock();
+        assert!(inner.states.contains_key(&agent(1)), "it is watched by itself");
+        assert!(!inner.states.contains_key(&agent(2)));
+        assert_eq!(inner.agents.latest.len(), CHANGES_MAX);
+        assert!(inner.states.len() <= CHANGES_MAX + 1);
+        drop(inner);
+        assert_eq!(hub.changed_since(Topic::AllAgents, Position(0)), None);
+        let last = hub.changed_since(Topic::AllAgents, Position(3));
+        assert_eq!(last, Some(Vec::new()));
+        drop((overview, page));
+        assert!(hub.shown().is_empty());
+    }
+
+    #[test]
+    fn a_state_stays_while_any_change_of_it_is_remembered() {
+        let hub = Hub::new(Position::START);
+        let _overview = hub.subscribe(vec![Topic::AllAgents]);
+        round(&hub, 1, [1]);
+        round(&hub, 2, [1]);
+        // The first of its two changes is forgotten.
+        round(&hub, 3, 2..=CHANGES_MAX as u128);
+        let changed = hub.changed_since(Topic::AllAgents, Position(1)).unwrap();
+        assert_eq!(changed.len(), CHANGES_MAX);
+        assert!(hub.lock().states.contains_key(&agent(1)));
     }
 }

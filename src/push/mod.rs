@@ -1,6 +1,7 @@
 //! Push: every change to every browser, over Server-Sent Events, without a gap or a repeat.
 //!
-//! [`Hub`] holds the newest events and states; each subscriber has a cursor, not a queue.
+//! The log's `Feed` holds the newest events and [`Hub`] the newest states; each subscriber has a
+//! cursor, not a queue.
 //! [`serve`] writes to the socket itself once hyper has sent the head.
 
 pub mod encode;

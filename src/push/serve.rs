@@ -227,10 +227,13 @@ async fn serve_stream(app: &App, socket: TcpStream, mut stream: Stream) -> io::R
 async fn write_messages(app: &App, socket: &TcpStream, stream: &mut Stream) -> io::Result<()> {
     let tick = stream.subscription.tick_after();
     loop {
-        let next = tokio::time::timeout(tick, stream.subscription.next()).await;
-        let messages = match next {
-            Ok(messages) => messages,
-            Err(_) => stream.subscription.tick().await,
+        let messages = if stream.subscription.is_greeted() {
+            match tokio::time::timeout(tick, stream.subscription.next()).await {
+                Ok(messages) => messages,
+                Err(_) => stream.subscription.tick().await,
+            }
+        } else {
+            stream.subscription.next().await
         };
         let mut frames = messages.map_err(io::Error::other)?;
         if !stream.chunked {
@@ -242,6 +245,7 @@ async fn write_messages(app: &App, socket: &TcpStream, stream: &mut Stream) -> i
         let written = tokio::time::timeout(STALL_TIMEOUT, writing).await;
         written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         app.metrics.deliveries.inc_by(frames.len() as u64);
+        stream.subscription.written();
     }
 }
 

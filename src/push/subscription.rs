@@ -9,20 +9,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use milepost_projections::board::agent_of;
+use milepost_projections::board::{Boards, agent_of};
 use milepost_projections::job::job_of;
 use milepost_projections::node::{Nodes, node_of};
+use milepost_projections::{Board, Projection};
 use milepost_schemas::{AgentId, EventType, JobId, NodeId, Position, StreamId};
 use serde::Serialize;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::encode;
 use super::hub::{Registration, Topic};
-use super::states::{instance_state, job_state, node_state, render};
+use super::states::{State, instance_state, job_state, node_state, render};
 use crate::app::App;
 use crate::execute::{ExecuteError, read_job};
 use crate::log::{Committed, DatabaseError, Escape, EventFilter, Opener, Since};
-use crate::views;
+use crate::views::{self, LIST_ROWS_MAX};
 
 /// Topics one stream may watch: a page watches one or two, a shared one those of all tabs.
 pub const WANTS_MAX: usize = 64;
@@ -43,6 +45,9 @@ const BATCH_FRAMES_MAX: usize = 256;
 /// Bytes of events handed over in one write, with the event that goes beyond: what a reader that
 /// has stopped reading keeps in memory.
 const BATCH_BYTES_MAX: usize = 128 << 10;
+
+/// Rows of a view handed over in one write: about as many bytes as events are.
+const PIECE_ROWS: usize = 64;
 
 /// How often a page's stream says that it is alive and how far it is.
 const PAGE_TICK: Duration = Duration::from_secs(5);
@@ -153,16 +158,32 @@ pub struct Subscription {
     registration: Option<Registration>,
     head: watch::Receiver<Position>,
     greeting: Option<Greeting>,
+    /// What is yet to be handed over of all things of a kind, before anything else.
+    pictures: Vec<Picture>,
     /// A page is told once that it has caught up.
     catching_up: bool,
     /// Events the next read of the log asks for: about as many as go out in one write.
     read_events: usize,
+    /// When the log took the first of the events that were handed over from memory.
+    recorded_at: Option<jiff::Timestamp>,
 }
 
 /// What a stream begins with.
 struct Greeting {
     reset: bool,
     retry_ms: u64,
+}
+
+/// All things of a kind, handed over in pieces: a thousand of them are megabytes, which a reader
+/// that has stopped reading would keep in memory.
+struct Picture {
+    all: Topic,
+    /// The key of the last one that was handed over; the next is before it.
+    before: Uuid,
+    /// How many may follow.
+    left: usize,
+    /// How far the view is to be, at the least.
+    at_least: Position,
 }
 
 #[derive(Serialize)]
@@ -174,17 +195,15 @@ struct Bookmark {
 
 impl Subscription {
     /// Subscribes from `since`, or from now on. A cursor of another log, beyond this one's head, or
-    /// before events that were archived, gets a `reset` message and the stream from now on.
+    /// before events that were archived, gets a `reset` message and the stream from now on. One that
+    /// is beyond what this process has seen may be another node's: the database is asked.
     pub fn new(app: Arc<App>, wants: Wants, since: Option<Cursor>) -> Self {
         let topics = wants.topics();
         let registration = (!topics.is_empty()).then(|| app.hub.subscribe(topics));
         let head = if registration.is_some() { app.hub.watch() } else { app.log.feed().watch() };
         let now = *head.borrow();
-        let known = app.log.feed().head().max(now);
         let epoch = app.log.feed().epoch();
-        let resumed = since
-            .filter(|cursor| cursor.epoch == epoch && cursor.position <= known)
-            .map(|cursor| cursor.position);
+        let resumed = since.filter(|cursor| cursor.epoch == epoch).map(|cursor| cursor.position);
         let random = app.clock.id().as_u128() as u64;
         Self {
             position: resumed.unwrap_or(now),
@@ -195,8 +214,10 @@ impl Subscription {
                 // Spread, so that a thousand browsers do not come back in the same instant.
                 retry_ms: 1_000 + random % 2_000,
             }),
+            pictures: Vec::new(),
             catching_up: registration.is_some() || wants.bookmarks,
             read_events: FIRST_READ_EVENTS,
+            recorded_at: None,
             app,
             wants: Box::new(wants),
             registration,
@@ -213,8 +234,14 @@ impl Subscription {
         self.registration.is_some() || self.wants.bookmarks
     }
 
-    /// The next messages, in order; waits until there are some. Dropping the future loses
-    /// nothing.
+    /// Whether it is still being told how things stand. Until it has been, it is not quiet, however
+    /// long that takes.
+    pub fn is_greeted(&self) -> bool {
+        self.greeting.is_none() && self.pictures.is_empty()
+    }
+
+    /// The next messages, in order; waits until there are some, or a picture is whole. Dropping the
+    /// future loses nothing.
     ///
     /// # Errors
     /// [`ExecuteError`] when the log cannot be read: end the stream, the reader comes back.
@@ -225,19 +252,23 @@ impl Subscription {
             return Ok(frames);
         }
         loop {
+            if !self.pictures.is_empty() {
+                // Also where it has nothing more: what follows may take long, and is timed.
+                return self.piece().await;
+            }
             let upto = *self.head.borrow_and_update();
             let mut frames = Vec::new();
             if self.position < upto {
                 frames = self.gather(upto).await?;
             }
-            if self.catching_up && self.position == upto {
+            if self.catching_up && self.position >= upto && self.pictures.is_empty() {
                 self.catching_up = false;
                 frames.push(self.bookmark("bookmark"));
             }
             if !frames.is_empty() {
                 return Ok(frames);
             }
-            if self.position >= upto {
+            if self.position >= upto && self.pictures.is_empty() {
                 self.changed().await?;
             }
         }
@@ -262,6 +293,15 @@ impl Subscription {
         Ok(frames)
     }
 
+    /// Notes that all that was handed over has been written.
+    pub fn written(&mut self) {
+        if let Some(recorded_at) = self.recorded_at.take() {
+            let lag = self.app.clock.now().duration_since(recorded_at);
+            // The database may have another clock.
+            self.app.metrics.delivery_lag_seconds.observe(lag.as_secs_f64().max(0.0));
+        }
+    }
+
     async fn changed(&mut self) -> Result<(), ExecuteError> {
         let gone = || ExecuteError::Unavailable;
         match &self.registration {
@@ -276,9 +316,10 @@ impl Subscription {
 
     async fn greet(&mut self) -> Result<Vec<Bytes>, ExecuteError> {
         let greeting = self.greeting.as_ref().expect("a stream greets once");
-        let reset = greeting.reset;
         let mut frames = vec![encode::retry(greeting.retry_ms)];
-        if reset {
+        if greeting.reset || self.is_beyond_the_log().await? {
+            self.position = self.position.min(*self.head.borrow());
+            self.states_shown = self.position;
             frames.push(self.bookmark("reset"));
         }
         let (app, upto) = (Arc::clone(&self.app), self.position);
@@ -301,14 +342,58 @@ impl Subscription {
                 states.extend(node_state(&row));
             }
         }
-        let mut states = render(&app, &states).await?;
-        for all in self.wants.all() {
-            let (all, whole) = self.all_states(all, upto).await?;
-            states.extend(all);
-            self.states_shown = self.states_shown.min(whole);
-        }
-        self.with_ids(states, upto, &mut frames);
+        self.with_ids(render(&app, &states).await?, upto, &mut frames);
+        self.pictures = self.wants.all().map(|all| Picture::new(all, upto)).collect();
         Ok(frames)
+    }
+
+    /// Whether the cursor is of no event that this log has, by this node's word or the database's.
+    async fn is_beyond_the_log(&self) -> Result<bool, ExecuteError> {
+        if self.position <= self.app.log.feed().head() {
+            return Ok(false);
+        }
+        let (epoch, size) = self.app.log.head().await?;
+        Ok(epoch != self.app.log.feed().epoch() || self.position > size)
+    }
+
+    /// The next things of the first picture. What has changed since a view held them is told after
+    /// the last piece.
+    async fn piece(&mut self) -> Result<Vec<Bytes>, ExecuteError> {
+        let picture = &self.pictures[0];
+        let limit = picture.left.min(PIECE_ROWS);
+        let (states, last, whole) = if picture.all == Topic::AllNodes {
+            self.rows_of::<Nodes>(picture, limit, node_state).await?
+        } else {
+            let state = |board: &Board| instance_state(&self.app, board);
+            self.rows_of::<Boards>(picture, limit, state).await?
+        };
+        let mut frames = Vec::new();
+        self.with_ids(states, self.position, &mut frames);
+        self.states_shown = self.states_shown.min(whole);
+        let picture = &mut self.pictures[0];
+        picture.left -= limit;
+        match last {
+            Some(last) if picture.left > 0 => {
+                (picture.before, picture.at_least) = (last, whole.min(picture.at_least));
+            }
+            Some(_) | None => drop(self.pictures.remove(0)),
+        }
+        Ok(frames)
+    }
+
+    /// Rows of a picture as messages; the key of the last one, where more may follow; and up to
+    /// where they are whole.
+    async fn rows_of<P: Projection>(
+        &self,
+        picture: &Picture,
+        limit: usize,
+        state: impl Fn(&P::State) -> Option<State>,
+    ) -> Result<(Vec<Bytes>, Option<Uuid>, Position), ExecuteError> {
+        let Picture { before, at_least, .. } = *picture;
+        let (rows, whole) = self.app.views.rows_before::<P>(at_least, before, limit).await?;
+        let states: Vec<State> = rows.iter().filter_map(|(_, row)| state(row)).collect();
+        let last = rows.last().map(|(key, _)| *key).filter(|_| rows.len() == limit);
+        Ok((render(&self.app, &states).await?, last, whole))
     }
 
     /// What came after the cursor, up to `upto`; moves the cursor as far as that goes.
@@ -328,9 +413,8 @@ impl Subscription {
         }
         if reached == upto {
             // States come after the events they hold, and with the same right to be resumed from.
-            let (states, whole) = self.states(self.states_shown, upto).await?;
-            self.with_ids(states, upto, &mut frames);
-            self.states_shown = whole;
+            self.states(upto, &mut frames);
+            self.states_shown = upto;
         }
         self.position = reached;
         if !frames.is_empty() {
@@ -353,6 +437,9 @@ impl Subscription {
                     }
                     reached = event.position;
                     bytes += self.push_event(event, frames).await?;
+                    if bytes > 0 {
+                        self.recorded_at.get_or_insert(event.recorded_at);
+                    }
                 }
                 Ok(reached)
             }
@@ -418,11 +505,8 @@ impl Subscription {
         Ok(reached)
     }
 
-    /// The wants as the log can be asked for them.
+    /// The wants as the log can be asked for them: all that they name together.
     async fn filter(&self) -> Result<EventFilter, ExecuteError> {
-        if let Some(filter) = &self.wants.events {
-            return Ok(filter.clone());
-        }
         let mut streams: Vec<StreamId> =
             self.wants.events_of_jobs.iter().map(|job| job.stream()).collect();
         streams.extend(self.wants.logs.iter().map(|job| job.log_stream()));
@@ -432,58 +516,38 @@ impl Subscription {
         for agent in &self.wants.events_of_agents {
             streams.extend(views::streams_of_agent(&self.app.log, *agent).await?);
         }
-        Ok(EventFilter { streams, types: Vec::new() })
+        Ok(match &self.wants.events {
+            Some(filter) if streams.is_empty() || filter.streams.is_empty() => filter.clone(),
+            Some(filter) => {
+                streams.extend(&filter.streams);
+                EventFilter { streams, types: Vec::new() }
+            }
+            None => EventFilter { streams, types: Vec::new() },
+        })
     }
 
-    /// The states that changed after `from`, and up to where they are whole.
-    async fn states(
-        &self,
-        from: Position,
-        upto: Position,
-    ) -> Result<(Vec<Bytes>, Position), ExecuteError> {
-        let hub = &self.app.hub;
+    /// Adds the states that changed since they were last shown. Of things of a kind that is too long
+    /// ago to tell, the whole picture follows.
+    fn states(&mut self, upto: Position, frames: &mut Vec<Bytes>) {
+        let (hub, from) = (&self.app.hub, self.states_shown);
         let agents = self.wants.agents.iter().copied().map(Topic::Agent);
         let jobs = self.wants.jobs.iter().copied().map(Topic::Job);
         let nodes = self.wants.nodes.iter().copied().map(Topic::Node);
         let each = agents.chain(jobs).chain(nodes);
         let mut states: Vec<Bytes> =
             each.filter_map(|topic| hub.state_since(topic, from)).collect();
-        let mut whole = upto;
         for all in self.wants.all() {
-            if let Some(changed) = hub.changed_since(all, from) {
-                states.extend(changed);
-            } else {
-                let (all, shown) = self.all_states(all, upto).await?;
-                states.extend(all);
-                whole = whole.min(shown);
+            match hub.changed_since(all, from) {
+                Some(changed) => states.extend(changed),
+                None => self.pictures.push(Picture::new(all, upto)),
             }
         }
-        Ok((states, whole))
-    }
-
-    /// The state of everything of a kind, and up to where they are whole: `upto`, or less where the
-    /// view is behind.
-    async fn all_states(
-        &self,
-        all: Topic,
-        upto: Position,
-    ) -> Result<(Vec<Bytes>, Position), ExecuteError> {
-        let app = &self.app;
-        if all == Topic::AllNodes {
-            let (rows, whole) = app.views.rows::<Nodes>(upto).await?;
-            let states: Vec<_> = rows.iter().filter_map(node_state).collect();
-            return Ok((render(app, &states).await?, whole.min(upto)));
-        }
-        let (boards, whole) = app.views.boards(upto).await?;
-        let states: Vec<_> = boards.iter().filter_map(|it| instance_state(app, it)).collect();
-        Ok((render(app, &states).await?, whole.min(upto)))
+        self.with_ids(states, upto, frames);
     }
 
     fn with_ids(&self, states: Vec<Bytes>, upto: Position, frames: &mut Vec<Bytes>) {
-        let epoch = self.app.log.feed().epoch();
-        for state in states {
-            frames.extend([encode::id(epoch, upto), state]);
-        }
+        let id = encode::id(self.app.log.feed().epoch(), upto);
+        frames.extend(states.into_iter().flat_map(|state| [id.clone(), state]));
     }
 
     fn bookmark(&mut self, name: &'static str) -> Bytes {
@@ -492,6 +556,12 @@ impl Subscription {
         let bookmark = Bookmark { epoch, position: self.position, at: self.app.clock.now() };
         let data = serde_json::to_vec(&bookmark).expect("a bookmark is plain data");
         encode::message(epoch, self.position, name, &data)
+    }
+}
+
+impl Picture {
+    fn new(all: Topic, at_least: Position) -> Self {
+        Self { all, before: Uuid::max(), left: LIST_ROWS_MAX, at_least }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use milepost::app::App;
 use milepost::config::Config;
 use milepost::domain::job::JobRefusal;
-use milepost::domain::{JobCommand, Report};
+use milepost::domain::{JobAnswer, JobCommand, Report};
 use milepost::execute::{self, ExecuteError, command_deadline};
 use milepost::log::{Decision, Expected, QueueRow};
 use milepost::work;
@@ -29,13 +29,14 @@ const AT_ONCE: usize = 64;
 const DATABASE: &str = "MILEPOST_TEST_RACE";
 
 /// A worker's process, as far as it concerns the log.
-async fn worker(database_url: &str) -> Arc<App> {
+pub async fn worker(database_url: &str) -> Arc<App> {
     let config = Config::from_env(|name| match name {
         "DATABASE_URL" => Some(database_url.to_owned()),
         "MILEPOST_PUBLIC_URL" => Some("http://127.0.0.1:1".to_owned()),
         "MILEPOST_CALLBACK_SECRETS" => Some("of no importance".to_owned()),
         "MILEPOST_MASTER_KEY" => Some(MASTER_KEY.to_owned()),
         "MILEPOST_LEASE" => Some("0.5".to_owned()),
+        "MILEPOST_RETRY_DELAYS" => Some("0.1".to_owned()),
         // It finds jobs of agents; nothing is dispatched, for its loop is not started.
         "MILEPOST_DISPATCHER" => Some("github".to_owned()),
         _ => None,
@@ -178,8 +179,52 @@ async fn nothing_is_claimed_once_a_pause_is_in_the_log() {
     assert_eq!(status(&client, job).await, "queued");
 }
 
+/// Two workers on one log, and a job that waits there.
+async fn two_workers() -> ([Arc<App>; 2], JobId) {
+    let url = database().await;
+    let workers = [worker(&url).await, worker(&url).await];
+    let decision = queued(&workers[0]);
+    let job = decision.queue.as_ref().unwrap().job_id;
+    workers[0].log.append(decision, command_deadline()).await.unwrap();
+    (workers, job)
+}
+
+/// Looks at a job as the sweeper does; whether that changed anything.
+async fn tick(app: &App, job: JobId) -> bool {
+    let outcome = execute::to_job(app, job, JobCommand::Tick, metadata(job)).await.unwrap();
+    outcome.answer == JobAnswer::Applied
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_lapses_on_a_node_that_remembers_the_job_as_it_waited() {
+    let ([one, other], job) = two_workers().await;
+    assert!(!tick(&one, job).await, "it waits");
+    // The other node is killed right after; only this one is left to find that.
+    claim(&other, job).await.unwrap();
+    wait_until("the claim lapses", || async { tick(&one, job).await.then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_remembers_the_first_attempt_can_claim_the_next() {
+    let ([one, other], job) = two_workers().await;
+    let first = claim(&one, job).await.unwrap();
+    report(&one, job, first, held()).await.unwrap();
+    let failed = Report::Failed {
+        code: "BROKEN",
+        message: "it broke".to_owned(),
+        failed_step: None,
+        retryable: true,
+    };
+    report(&other, job, first, failed).await.unwrap();
+    wait_until("the retry is due", || async { tick(&other, job).await.then_some(()) }).await;
+    let second = claim(&one, job).await.unwrap();
+    assert!(second > first);
+    // And what is refused is refused for what the log says.
+    assert!(is_fenced(&report(&other, job, first, Report::Succeeded).await));
+}
+
 /// A queued job, each for an agent of its own.
-fn queued(app: &App) -> Decision {
+pub fn queued(app: &App) -> Decision {
     let job_id = JobId(app.clock.id());
     let agent_id = Some(AgentId(app.clock.id()));
     let event = JobQueued {

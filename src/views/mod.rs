@@ -99,11 +99,27 @@ impl Views {
         &self,
         at_least: Position,
     ) -> Result<(Vec<P::State>, Position), ExecuteError> {
-        let limit = LIST_ROWS_MAX as i64;
+        let (rows, position) = self.rows_before::<P>(at_least, Uuid::max(), LIST_ROWS_MAX).await?;
+        Ok((rows.into_iter().map(|(_, state)| state).collect(), position))
+    }
+
+    /// The newest `limit` rows of a view whose keys are before `before`, with their keys, newest
+    /// first; else as [`Self::rows`].
+    ///
+    /// # Errors
+    /// [`ExecuteError::Database`] when the view cannot be read.
+    pub async fn rows_before<P: Projection>(
+        &self,
+        at_least: Position,
+        before: Uuid,
+        limit: usize,
+    ) -> Result<(Vec<(Uuid, P::State)>, Position), ExecuteError> {
+        let limit = limit as i64;
+        let which = "WHERE key < $1 ORDER BY key DESC LIMIT $2";
         let (rows, position) =
-            self.select::<P>(at_least, "state", "ORDER BY key DESC LIMIT $1", &[&limit]).await?;
-        let rows: Result<_, _> = rows.iter().map(|row| stored_state::<P>(row.get(0))).collect();
-        Ok((rows?, position))
+            self.select::<P>(at_least, "key, state", which, &[&before, &limit]).await?;
+        let row = |row: &Row| Ok((row.get(0), stored_state::<P>(row.get(1))?));
+        Ok((rows.iter().map(row).collect::<Result<_, DatabaseError>>()?, position))
     }
 
     /// Rows of a view with a label, by their keys from `after` on: at most [`LIST_ROWS_MAX`], at

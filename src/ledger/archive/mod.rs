@@ -56,7 +56,7 @@ impl Part {
         Position((self.number + 1) * self.width - 1)
     }
 
-    /// Its table. Source: `ensure_partitions` in `migrations/V16__retention.sql`.
+    /// Its table. Source: `ensure_partitions` in `migrations/V18__partitions_attached.sql`.
     pub fn table(&self) -> String {
         format!("event_{:06}", self.number)
     }

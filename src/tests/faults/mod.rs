@@ -3,6 +3,7 @@
 
 mod follow;
 mod load;
+mod partitions;
 mod postgres_restarted;
 mod raw;
 mod rebuild;

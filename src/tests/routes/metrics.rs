@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::Server;
+use crate::harness::{Server, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_finds_every_metric_under_its_name() {
@@ -55,6 +55,23 @@ async fn prometheus_finds_every_metric_under_its_name() {
         assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
     }
     assert!(text.ends_with("# EOF\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_of_each_delivery_is_measured_and_an_idle_appender_has_no_queue() {
+    let server = Server::start().await;
+    let client = server.client();
+    let mut stream = client.stream("/api/events/stream", None).await;
+    client.agent("mari").await;
+    stream.next_named("recorded").await;
+    wait_until("the delivery is counted", || async {
+        let request = client.request(Method::GET, "/metrics");
+        let answer = client.send(request.header("authorization", client.authorization())).await;
+        let has = |line: &str| answer.text().lines().any(|it| it == line);
+        (has("milepost_delivery_lag_seconds_count 1") && has("milepost_append_queue_depth 0"))
+            .then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,16 @@
 //! The four streams. That messages are as documented is checked wherever a test gets one.
 
+use std::collections::HashSet;
+
+use milepost::push::{Subscription, Wants};
+use milepost_schemas::StreamId;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::log_in;
 use crate::harness::{Client, Message, Messages, PATIENCE, Server, sql, text};
+use crate::leases::worker;
 
 async fn step(client: &Client, job: &str, step: &str) -> u64 {
     let body = json!({"job_id": job, "status": "provisioning", "step": step});
@@ -238,6 +243,70 @@ async fn one_connection_carries_what_several_pages_need() {
     let new = client.agent("new").await;
     let message = stream.next().await.unwrap();
     assert_eq!((message.event.as_str(), &message.json()["agent"]["id"]), ("instance", &json!(new)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_things_none_is_missed_where_only_the_log_has_them() {
+    let mut server = Server::start().await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    let (liis, _) = client.job("liis").await;
+    let (_, other) = client.job("ott").await;
+    let head = client.read("/api/events?limit=0").await;
+    let since = format!("{}-{}", head["epoch"], head["head"]);
+    let (status, _) = client.post("/api/queue/pause", &json!({"reason": "an outage"})).await;
+    assert!(status.is_success());
+    let started = json!({"job_id": job, "status": "provisioning"});
+    client.callback(&started).await;
+    let lines = json!({"job_id": job, "type": "log", "from": 1, "lines": ["one", "two"]});
+    client.callback(&lines).await;
+    step(&client, &other, "vm_created").await;
+    client.post(&format!("/api/agents/{liis}/provision"), &json!({})).await;
+    let (status, _) = client.post("/api/queue/resume", &json!({})).await;
+    assert!(status.is_success());
+    let queue = StreamId::QUEUE;
+    // What happened is in the memory of no process any more.
+    server.kill().await;
+    server.restart().await;
+    let path = format!("/api/stream?events={queue}&events={job}&log={job}&events={liis}");
+    let mut stream = client.stream(&path, Some(&since)).await;
+    let told: Vec<String> = snapshot(&mut stream)
+        .await
+        .iter()
+        .map(|message| match message.event.as_str() {
+            "recorded" => text(&message.json(), "type"),
+            name => name.to_owned(),
+        })
+        .collect();
+    assert_eq!(told, ["QueuePaused", "ProvisioningStarted", "log", "QueueResumed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overview_is_handed_over_in_pieces() {
+    const AGENTS: usize = 130;
+    let server = Server::start().await;
+    let client = server.client();
+    for number in 0..AGENTS {
+        client.agent(&format!("agent-{number}")).await;
+    }
+    let app = worker(&server.database_url()).await;
+    let wants = Wants { all_agents: true, ..Wants::default() };
+    let mut subscription = Subscription::new(app, wants, None);
+    let mut pieces = Vec::new();
+    let mut told = HashSet::new();
+    while !pieces.last().is_some_and(|piece: &String| piece.contains("event: bookmark\n")) {
+        let frames = subscription.next().await.unwrap();
+        let piece: String = frames.iter().map(|it| String::from_utf8_lossy(it)).collect();
+        for data in piece.lines().filter_map(|line| line.strip_prefix("data: ")) {
+            let state: Value = serde_json::from_str(data).unwrap();
+            told.extend(state["agent"]["id"].as_str().map(str::to_owned));
+        }
+        pieces.push(piece);
+    }
+    let states = |piece: &String| piece.matches("event: instance\n").count();
+    let counts: Vec<usize> = pieces.iter().map(states).collect();
+    assert_eq!(counts, [0, 64, 64, 2, 0], "and each by itself");
+    assert_eq!(told.len(), AGENTS);
 }
 
 #[tokio::test(flavor = "multi_thread")]
