@@ -52,8 +52,12 @@ pub struct App {
     pub attempts: TaskTracker,
     /// What is done behind an answer that must not wait for it: at the end it is waited for.
     pub behind_answers: TaskTracker,
+    /// What seals the log: at the end it is waited for.
+    pub sealing: TaskTracker,
     /// Says when to end.
     pub shutdown: CancellationToken,
+    /// Says that this process has ended all else, and appends no more.
+    pub drained: CancellationToken,
 }
 
 impl App {
@@ -92,7 +96,9 @@ impl App {
             metrics,
             attempts: TaskTracker::new(),
             behind_answers: TaskTracker::new(),
+            sealing: TaskTracker::new(),
             shutdown,
+            drained: CancellationToken::new(),
             config,
         }))
     }

@@ -21,6 +21,9 @@ const BACKLOG: u32 = 4_096;
 /// processes have; and what is done behind an answer, to be done.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// How long the last checkpoint may take: with a database that is gone, there is none.
+const LAST_SEAL: Duration = Duration::from_secs(1);
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Bring the database up to date first; of several servers, one does it
@@ -78,6 +81,11 @@ pub async fn serve(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
     let ended = tokio::time::timeout(app.config.ansible.grace + LAST_WORDS, app.attempts.wait());
     if ended.await.is_err() {
         tracing::warn!(attempts = app.attempts.len(), "some attempts have not ended");
+    }
+    app.drained.cancel();
+    app.sealing.close();
+    if tokio::time::timeout(LAST_SEAL, app.sealing.wait()).await.is_err() {
+        tracing::warn!("the last events are not sealed");
     }
     // Whoever supervises this process starts it again; that one reads the log as it is now.
     anyhow::ensure!(

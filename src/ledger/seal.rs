@@ -53,19 +53,15 @@ const TILES_MAX: usize = 256;
 /// How long the event of a rotation may take.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Seals until shutdown, or stands by.
+/// Seals, or stands by, until this process appends no more: a server that was stopped leaves
+/// nothing unsealed.
 pub fn start(app: Arc<App>, file: KeyFile) {
-    tokio::spawn(async move {
-        let shutdown = app.shutdown.clone();
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = lead(&app, &file) => {}
-        }
-    });
+    let sealing = app.sealing.clone();
+    sealing.spawn(async move { lead(&app, &file).await });
 }
 
 async fn lead(app: &App, file: &KeyFile) {
-    loop {
+    while !app.drained.is_cancelled() {
         let outcome = lead_once(app, file).await;
         let is_refused = matches!(outcome, Err(SealError::Refused(_) | SealError::Key(_)));
         app.metrics.seal_refused.set(i64::from(is_refused));
@@ -81,8 +77,13 @@ async fn lead(app: &App, file: &KeyFile) {
                 STANDBY
             }
         };
-        tokio::time::sleep(pause).await;
+        rest(app, pause).await;
     }
+}
+
+/// Waits, but not when it is time to seal for the last time.
+async fn rest(app: &App, pause: Duration) {
+    drop(tokio::time::timeout(pause, app.drained.cancelled()).await);
 }
 
 /// Seals as long as this process holds the lock.
@@ -151,24 +152,31 @@ impl<'a> Sealer<'a> {
         Ok(Self { app, client, file, tree, filled, epoch, sealed, kept_at, listed, known })
     }
 
-    /// Hashes as the log grows, and signs when it is time.
+    /// Hashes as the log grows, and signs when it is time; for the last time when all is drained.
     async fn rounds(&mut self) -> Result<(), SealError> {
         let mut head = self.app.log.feed().watch();
         let mut next_seal = Instant::now();
         loop {
             head.mark_unchanged();
+            let is_last = self.app.drained.is_cancelled();
             self.take(None).await?;
             let rotates = self.rotate().await?;
             let grown = self.tree.size() > self.sealed;
-            if rotates || (grown && Instant::now() >= next_seal) {
+            if rotates || (grown && (is_last || Instant::now() >= next_seal)) {
                 self.seal().await?;
                 next_seal = Instant::now() + SEAL_EVERY;
             }
+            if is_last {
+                return Ok(());
+            }
             if self.tree.size() > self.sealed {
-                tokio::time::sleep(BREATH).await;
+                rest(self.app, BREATH).await;
             } else {
-                // A key may be put into the file while nothing happens.
-                drop(tokio::time::timeout(SEAL_EVERY, head.changed()).await);
+                tokio::select! {
+                    _ = head.changed() => {}
+                    // A key may be put into the file while nothing happens.
+                    () = rest(self.app, SEAL_EVERY) => {}
+                }
             }
         }
     }

@@ -93,6 +93,8 @@ pub fn respond(
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    // The connection ends with the stream: nobody is to send another request over it.
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     let slot = request.extensions().get::<Slot>().cloned().unwrap_or_default();
     let chunked = request.version() == Version::HTTP_11;
     let stream = Stream { subscription, chunked, right, within_message: false };

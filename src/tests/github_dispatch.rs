@@ -11,6 +11,9 @@ use crate::harness::{Client, Options, PATIENCE, Server, text, wait_until};
 /// Random fault placements.
 const PLACEMENTS: usize = 200;
 
+/// Longer than any test: a run is listed when the test says so.
+const NEVER: Duration = Duration::from_hours(1);
+
 async fn dispatching(github: &Github, more: &[(&'static str, &str)]) -> Server {
     let mut env = github.env();
     env.push(("MILEPOST_RETRY_DELAYS", vec!["0.05"; 20].join(",")));
@@ -198,12 +201,13 @@ async fn a_request_lost_without_a_trace_costs_the_attempt_not_a_second_dispatch(
 async fn a_failing_answers_run_that_is_listed_after_the_settling_time_is_ended_and_one_goes_on() {
     let github = Github::start().await;
     github.fault("dispatch", [Fault::StatusAfter(502)]);
-    github.list_after(Duration::from_millis(1_200));
+    github.list_after(NEVER);
     let server = dispatching(&github, &[]).await;
     let client = server.client();
     let (_, job) = client.job("mari").await;
     let state = taken(&client, &job).await;
     assert_eq!(state["attempt_count"], 1);
+    github.list_after(Duration::ZERO);
     let known = text(latest(&state), "workflow_run_id");
     let told = wait_until("the other is told to end", || async {
         let told = client.read("/api/events?type=WorkflowRunCancelRequested").await;
@@ -227,12 +231,13 @@ async fn a_failing_answers_run_that_is_listed_after_the_settling_time_is_ended_a
 async fn a_run_that_ends_while_its_job_waits_again_ends_the_attempt_at_once() {
     let github = Github::start().await;
     github.fault("dispatch", [Fault::StatusAfter(502)]);
-    github.list_after(Duration::from_millis(900));
+    github.list_after(NEVER);
     let more = [("MILEPOST_GITHUB_BACK_OFF", "600"), ("MILEPOST_RETRY_DELAYS", "600")];
     let server = dispatching(&github, &more).await;
     let client = server.client();
     let (_, job) = client.job("mari").await;
     waiting(&client, &job, "GitHub answered 502").await;
+    github.list_after(Duration::ZERO);
     github.complete(github.runs()[0].id, "failure");
     let failed = |it: &Value| it["status"] == "retry_scheduled";
     let state = job_when(&client, &job, "its end is seen", failed).await;

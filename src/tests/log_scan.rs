@@ -65,7 +65,7 @@ async fn a_log_is_read_whole_and_in_order() {
 #[tokio::test]
 async fn a_fold_is_brought_every_event_and_no_more_of_it_than_it_looks_at() {
     let (_, database) = log_of(10, "CASE n % 2 WHEN 0 THEN '{}'::bytea ELSE '' END").await;
-    for (passed_over, body) in [(EventType::HeartbeatRecorded, "{}"), (EventType::JobQueued, "")] {
+    for (passed_over, body) in [(EventType::HeartbeatRecorded, ""), (EventType::JobQueued, "{}")] {
         let passed_over: &'static [EventType] = Box::leak(Box::new([passed_over]));
         let parts = Parts::BodiesBut(passed_over);
         let all = (Position::START, Position(10));

@@ -157,6 +157,10 @@ const MOMENTS: [&str; 6] = [
     "state = 'active' AND order_position IS NOT NULL",
 ];
 
+/// Kills after so many callbacks at the most, whatever the rebuild is at.
+const KILLS: usize = 5;
+const CALLBACKS_BEFORE_A_KILL_MAX: u64 = 40;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_survives_kills_at_every_moment() {
     let url = database().await;
@@ -166,21 +170,30 @@ async fn a_rebuild_survives_kills_at_every_moment() {
     let client = server.client();
     let watcher = sql(&url).await;
     let load = Load::start(std::slice::from_ref(&client), 0).await;
-    for moment in MOMENTS {
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    for moment in MOMENTS.map(Some).into_iter().chain([None; KILLS]) {
         let before = settled(&client, "board", "ended").await;
         order(&client, "board", "rebuild", json!({"switch": "always"})).await;
-        let seen = format!(
-            "SELECT EXISTS (SELECT FROM view_generation WHERE projection = 'board' AND {moment})"
-        );
-        wait_until("the moment has come", || async {
-            watcher.query_one(&seen, &[]).await.unwrap().get::<_, bool>(0).then_some(())
-        })
-        .await;
+        if let Some(moment) = moment {
+            let seen = format!(
+                "SELECT EXISTS \
+                 (SELECT FROM view_generation WHERE projection = 'board' AND {moment})"
+            );
+            wait_until("the moment has come", || async {
+                watcher.query_one(&seen, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+            })
+            .await;
+        } else {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            load.more(random % CALLBACKS_BEFORE_A_KILL_MAX).await;
+        }
         server.kill().await;
         server.restart().await;
         let end = settled(&client, "board", "ended").await;
-        assert_eq!(end["outcome"], "switched", "{moment}: {end}");
-        assert_ne!(end["position"], before["position"], "{moment}");
+        assert_eq!(end["outcome"], "switched", "{moment:?}: {end}");
+        assert_ne!(end["position"], before["position"], "{moment:?}");
         verified(&client, "board").await;
     }
     drop(load.stop().await);

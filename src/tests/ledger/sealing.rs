@@ -74,6 +74,21 @@ async fn of_two_servers_one_seals_and_the_other_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_stopped_leaves_nothing_unsealed() {
+    let mut server = Server::start().await;
+    let client = server.client();
+    record(&client, 5).await;
+    sealed(&client).await;
+    // Far within the second until the next checkpoint.
+    record(&client, 1).await;
+    server.stop().await;
+    let owner = sql(&server.database_url()).await;
+    let sizes = "SELECT h.size, max(c.size) FROM log_head AS h, checkpoint AS c GROUP BY h.size";
+    let row = owner.query_one(sizes, &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), row.get::<_, i64>(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_machine_with_another_key_refuses_to_seal() {
     let mut first = Server::start().await;
     record(&first.client(), 5).await;

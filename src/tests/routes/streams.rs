@@ -380,6 +380,7 @@ async fn an_old_proxy_gets_the_stream_without_chunks() {
     for header in [
         "content-type: text/event-stream",
         "cache-control: no-cache, no-transform",
+        "connection: close",
         "x-accel-buffering: no",
     ] {
         assert!(head.contains(header), "{header} is not in {head}");
