@@ -39,8 +39,8 @@ pub use job_log::{
 };
 pub use runner::start;
 pub use status::{
-    GenerationStatus, PROJECTIONS, PoisonEvent, ProjectionStatus, RebuildStatus, may_roll_back,
-    may_try_again, statuses,
+    GenerationStatus, Lag, PROJECTIONS, PoisonEvent, ProjectionStatus, RebuildStatus, lags,
+    may_roll_back, may_try_again, statuses,
 };
 
 /// Rows a list holds at the most.

@@ -26,7 +26,6 @@ use super::generation::Generation;
 use super::orders;
 use crate::app::App;
 use crate::log::{Committed, DatabaseError, EventFilter, READ_EVENTS_MAX, Since};
-use crate::metrics::ViewLabels;
 
 /// The advisory lock of the process that runs a view: by name and version, so that a new version is
 /// filled while code of before goes on with its own.
@@ -221,13 +220,6 @@ impl<P: Projection> View<P> {
         let mut arrivals = Rate::over(ARRIVALS_SECONDS);
         loop {
             let events = self.next_events(app).await?;
-            let lag = app.log.feed().head().0.saturating_sub(self.position().0);
-            let labels = ViewLabels { view: P::NAME };
-            app.metrics.view_lag_events.get_or_create(&labels).set(lag as i64);
-            app.metrics
-                .view_poisoned_streams
-                .get_or_create(&labels)
-                .set(self.rows.poisoned.len() as i64);
             if events.is_empty() {
                 // A switch while the log is quiet is seen with the next event.
                 if head.changed().await.is_err() {

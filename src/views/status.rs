@@ -233,6 +233,43 @@ async fn lag_seconds(app: &App, position: Position, head: Position) -> Result<f6
     Ok(age.map_or(0.0, |age| age.as_secs_f64().max(0.0)))
 }
 
+/// How far a view is behind the log, for Prometheus.
+#[derive(Clone, Copy, Debug)]
+pub struct Lag {
+    /// Its name.
+    pub view: &'static str,
+    /// Events it is behind; the whole log, until its first rows are filled.
+    pub events: u64,
+    /// Streams it has stopped folding.
+    pub poisoned: i64,
+}
+
+/// How far every view is behind the log, whichever process runs it and whether or not one does.
+///
+/// # Errors
+/// [`DatabaseError`] when the database cannot be asked.
+pub async fn lags(app: &App) -> Result<Vec<Lag>, DatabaseError> {
+    let client = app.log.database().get().await?;
+    let rows = client
+        .query(
+            "SELECT projection, version, position, (SELECT count(*) FROM view_poison poison \
+             WHERE poison.projection = view.projection AND poison.generation = view.generation) \
+             FROM view_generation view WHERE state = 'active'",
+            &[],
+        )
+        .await?;
+    let head = app.log.feed().head();
+    let lag = |(view, version)| {
+        let row = rows
+            .iter()
+            .find(|row| row.get::<_, &str>(0) == view && row.get::<_, i16>(1) == version);
+        let position = row.map_or(0, |row| row.get::<_, i64>(2) as u64);
+        let poisoned = row.map_or(0, |row| row.get(3));
+        Lag { view, events: head.0.saturating_sub(position), poisoned }
+    };
+    Ok(PROJECTIONS.into_iter().map(lag).collect())
+}
+
 /// Whether a view has stopped at an event, and this version can read it by now: `Ok(true)` where
 /// it can, `Ok(false)` where it cannot either, `None` where the view has not stopped there.
 ///
@@ -243,9 +280,18 @@ pub async fn may_try_again(
     name: &str,
     position: Position,
 ) -> Result<Option<bool>, ExecuteError> {
-    let status = statuses(app, Some(name)).await?;
-    let known = status.iter().flat_map(|it| &it.poison).any(|it| it.position == position);
-    if !known {
+    let version = PROJECTIONS.into_iter().find_map(|it| (it.0 == name).then_some(it.1));
+    let client = app.log.database().get().await?;
+    let known = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM view_poison poison JOIN view_generation view \
+             USING (projection, generation) WHERE view.projection = $1 AND version = $2 \
+             AND state = 'active' AND poison.position = $3)",
+            &[&name, &version, &(position.0 as i64)],
+        )
+        .await
+        .map_err(DatabaseError::from)?;
+    if !known.get::<_, bool>(0) {
         return Ok(None);
     }
     let before = Position(position.0.saturating_sub(1));

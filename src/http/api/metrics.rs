@@ -1,5 +1,6 @@
 //! Numbers: for the dashboard, and for Prometheus.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use axum::Json;
@@ -17,6 +18,7 @@ use crate::app::App;
 use crate::http::at::{At, Past};
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
+use crate::views;
 use crate::views::past::{self, Counts};
 
 /// `GET /api/metrics?at=`: how many there are of everything, or were.
@@ -81,6 +83,13 @@ pub async fn counts_at(app: &App, past: Past) -> Result<Arc<Counts>, Problem> {
 /// `GET /metrics`: for Prometheus, with a token.
 pub async fn prometheus(State(app): State<Arc<App>>, _: Actor) -> impl IntoResponse {
     app.metrics.log_position.set(app.log.feed().head().0 as f64);
+    match views::lags(&app).await {
+        Ok(lags) => lags.into_iter().for_each(|lag| app.metrics.view(lag)),
+        // What is not of the database is told all the same: that is when it is needed.
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn Error, "cannot ask how the views stand");
+        }
+    }
     let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, text)], app.metrics.encode())
 }

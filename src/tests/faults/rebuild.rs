@@ -326,6 +326,8 @@ async fn an_event_of_the_future_stops_its_stream_until_it_is_skipped() {
     let poison = &stopped["poison"][0];
     assert_eq!((&poison["position"], &poison["stream"]), (&json!(position), &json!(job)));
     assert_eq!(poison["error"], "event type 999 is not known to this version");
+    let metric = "milepost_view_poisoned_streams{view=\"board\"}";
+    assert_eq!(client.metric(metric).await, 1);
     let page = client.read("/api/agents").await;
     assert!(page.to_string().contains(&agent), "the view goes on with what it has");
 

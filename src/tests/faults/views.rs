@@ -116,7 +116,9 @@ async fn a_row_that_cannot_be_read_stops_its_view_alone_until_a_rebuild() {
         .await;
         verified(&client, name).await;
     }
-    assert!(view(&client, "jobs").await["lag_events"].as_u64().unwrap() > 0);
+    let lag = view(&client, "jobs").await["lag_events"].as_u64().unwrap();
+    assert!(lag > 0);
+    assert_eq!(client.metric("milepost_view_lag_events{view=\"jobs\"}").await, lag);
 
     // Nothing can be compared with what stands still: somebody has to say that it may go.
     order(&client, "jobs", "rebuild", json!({})).await;

@@ -97,6 +97,21 @@ impl Client {
         value
     }
 
+    /// What Prometheus reads.
+    pub async fn metrics(&self) -> String {
+        let request = self.request(Method::GET, "/metrics").bearer_auth(&self.token);
+        let answer = self.send(request).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        answer.text().to_owned()
+    }
+
+    /// A number of what Prometheus reads, a whole one.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let metrics = self.metrics().await;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse::<f64>().unwrap() as u64
+    }
+
     /// Orders something.
     pub async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
         let request = self.request(Method::POST, path).bearer_auth(&self.token).json(body);

@@ -4,12 +4,11 @@
 use std::process::Stdio;
 
 use milepost::ledger::verify::{Problem, Trust};
-use reqwest::Method;
 use serde_json::json;
 
 use super::archives::two_jobs;
 use super::{audit, audit_with, checkpoint, key, key_file, log, record, sealed};
-use crate::harness::{Client, Options, Server, database, sql, text, wait_until};
+use crate::harness::{Options, Server, database, sql, text, wait_until};
 
 /// Where Debian keeps what is not linked on `PATH`.
 const POSTGRES_BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -25,12 +24,6 @@ async fn shell(script: &str, one: &str, two: &str) {
         .await
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-async fn refused(client: &Client) -> bool {
-    let request = client.request(Method::GET, "/metrics").bearer_auth(&client.token);
-    let metrics = client.send(request).await;
-    metrics.text().lines().any(|line| line == "milepost_seal_refused 1")
 }
 
 /// An empty database beside another one, for its dump.
@@ -89,7 +82,10 @@ async fn the_restore_drill_loses_and_doubles_nothing_that_is_acknowledged_after_
     let body = json!({"job_id": job, "status": "provisioning", "step": "early"});
     assert_eq!(client.callback(&body).await.0, 503);
     assert_eq!(client.get("/readyz").await.0, 503);
-    wait_until("sealing is refused", || async { refused(&client).await.then_some(()) }).await;
+    wait_until("sealing is refused", || async {
+        (client.metric("milepost_seal_refused").await == 1).then_some(())
+    })
+    .await;
     assert!(checkpoint(&client).await.is_none_or(|(size, _)| size <= backed_up));
     server.stop().await;
 

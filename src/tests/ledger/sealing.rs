@@ -17,17 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::{audit, audit_with, checkpoint, key, key_file, log, record, sealed};
 use crate::harness::{Client, Options, PATIENCE, Server, database, sql, wait_until};
 
-/// A number of `/metrics`.
-async fn metric(client: &Client, name: &str) -> u64 {
-    let request = client.request(Method::GET, "/metrics").bearer_auth(&client.token);
-    let metrics = client.send(request).await;
-    let line = metrics.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap().parse().unwrap()
-}
-
 async fn wait_for_refusal(client: &Client) {
     wait_until("sealing is refused", || async {
-        (metric(client, "milepost_seal_refused").await == 1).then_some(())
+        (client.metric("milepost_seal_refused").await == 1).then_some(())
     })
     .await;
 }
@@ -35,7 +27,7 @@ async fn wait_for_refusal(client: &Client) {
 /// Waits until sealing has ended so often by an error.
 async fn wait_for_errors(client: &Client, errors: u64) {
     wait_until("sealing has failed", || async {
-        (metric(client, "milepost_seal_errors_total").await >= errors).then_some(())
+        (client.metric("milepost_seal_errors_total").await >= errors).then_some(())
     })
     .await;
 }

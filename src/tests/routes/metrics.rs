@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use reqwest::Method;
 use serde_json::json;
 
 use crate::harness::{Server, wait_until};
@@ -15,10 +14,7 @@ async fn prometheus_finds_every_metric_under_its_name() {
     client.callback(&json!({"job_id": job, "status": "provisioning"})).await;
     client.callback(&json!({"job_id": "nobody", "status": "provisioning"})).await;
     client.send(client.unsigned("{}".into())).await;
-    client.read("/api/agents").await;
-    let request = client.request(Method::GET, "/metrics");
-    let answer = client.send(request.header("authorization", client.authorization())).await;
-    let text = answer.text();
+    let text = client.metrics().await;
     let names: BTreeSet<&str> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))
@@ -65,11 +61,9 @@ async fn the_lag_of_each_delivery_is_measured_and_an_idle_appender_has_no_queue(
     client.agent("mari").await;
     stream.next_named("recorded").await;
     wait_until("the delivery is counted", || async {
-        let request = client.request(Method::GET, "/metrics");
-        let answer = client.send(request.header("authorization", client.authorization())).await;
-        let has = |line: &str| answer.text().lines().any(|it| it == line);
-        (has("milepost_delivery_lag_seconds_count 1") && has("milepost_append_queue_depth 0"))
-            .then_some(())
+        let counted = client.metric("milepost_delivery_lag_seconds_count").await;
+        let depth = client.metric("milepost_append_queue_depth").await;
+        ((counted, depth) == (1, 0)).then_some(())
     })
     .await;
 }

@@ -29,16 +29,8 @@ async fn a_paused_queue_says_who_and_why_and_claims_nothing() {
     let before = claims(&client).await;
     let (_, job) = client.job("mari").await;
     // Whatever the worker does with a job it finds, it does before it looks a second time.
-    let rounds = async || {
-        let text = client.send(
-            client
-                .request(reqwest::Method::GET, "/metrics")
-                .header("authorization", client.authorization()),
-        );
-        text.await.text().to_owned()
-    };
     wait_until("the worker has looked at the queue", || async {
-        rounds().await.contains("milepost_jobs_active 1").then_some(())
+        (client.metric("milepost_jobs_active").await == 1).then_some(())
     })
     .await;
     assert_eq!(client.read(&format!("/api/jobs/{job}")).await["status"], "queued");
