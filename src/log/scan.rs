@@ -7,13 +7,15 @@
 
 use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::{io, thread};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use jiff::Timestamp;
 use milepost_schemas::{EventType, Position, StreamId};
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
@@ -183,9 +185,10 @@ impl Fields<'_> {
     }
 }
 
-/// Reads `parts` of every event after `after` up to `upto`, in chunks in order of position. `work` is done
-/// with each chunk where it is read, so on as many threads as there are connections; its results
-/// come out in order. At the most `CHUNKS_AHEAD + 2` chunks a connection are in memory.
+/// Reads `parts` of every event after `after` up to `upto`, in chunks in order of position. `work` is
+/// done with each chunk on a thread beside the one that reads, for it takes longer than reading and
+/// would hold up streams and callbacks; its results come out in order. At the most
+/// `CHUNKS_AHEAD + 2` chunks a connection are in memory.
 ///
 /// # Errors
 /// [`DatabaseError::Missing`], [`DatabaseError::Torn`] and [`DatabaseError::Twice`] for the first event
@@ -208,25 +211,24 @@ where
     let (database, work) = (database.clone(), Arc::new(work));
     let columns: Arc<str> = parts.columns().into();
     async_stream::try_stream! {
-        // They end with the stream, wherever that is dropped.
-        let mut readers = JoinSet::new();
         let mut taken = Vec::with_capacity(connections);
         for first in 0..connections as u64 {
             let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
             let (database, work) = (database.clone(), Arc::clone(&work));
             let columns = Arc::clone(&columns);
             let ranges = ranges(after, upto).skip(first as usize).step_by(connections);
-            readers.spawn(read(database, columns, ranges, sender, work));
+            let workers = Workers { work, runtime: Handle::current() };
+            spawn_reader(read(database, columns, ranges, sender, workers))?;
             taken.push(receiver);
         }
         for (index, _) in ranges(after, upto).enumerate() {
             let receiver = &mut taken[index % connections];
             loop {
                 match receiver.recv().await {
-                    Some(Read::Done(done)) => yield done,
+                    Some(Read::Worked(at_work)) => yield at_work.await.map_err(|_| stopped())?,
                     Some(Read::EndOfRange) => break,
                     Some(Read::Failed(error)) => Err(error)?,
-                    None => Err(DatabaseError::Unexpected("a reader of the log stopped".into()))?,
+                    None => Err(stopped())?,
                 }
             }
         }
@@ -241,24 +243,44 @@ fn ranges(after: Position, upto: Position) -> impl Iterator<Item = (Position, Po
         .map(move |start| (Position(start), Position(end(start))))
 }
 
+fn stopped() -> DatabaseError {
+    DatabaseError::Unexpected("a reader of the log stopped".into())
+}
+
+/// What is done with chunks, and where.
+struct Workers<F> {
+    work: Arc<F>,
+    runtime: Handle,
+}
+
 /// What a reader hands over.
 enum Read<T> {
-    Done(T),
+    Worked(JoinHandle<T>),
     EndOfRange,
     Failed(DatabaseError),
 }
 
-async fn read<T>(
+/// Reads on a thread of its own: rows go from the socket to their chunk without waking another.
+fn spawn_reader(reading: impl Future<Output = ()> + Send + 'static) -> Result<(), DatabaseError> {
+    let cannot =
+        |error: io::Error| DatabaseError::Unexpected(format!("no thread to read with: {error}"));
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+    let reader = thread::Builder::new().name("log-reader".into());
+    reader.spawn(move || runtime.block_on(reading)).map_err(cannot)?;
+    Ok(())
+}
+
+async fn read<T: Send + 'static>(
     database: Database,
     columns: Arc<str>,
     ranges: impl Iterator<Item = (Position, Position)> + Send,
     sender: mpsc::Sender<Read<T>>,
-    work: Arc<impl Fn(Chunk) -> T>,
+    workers: Workers<impl Fn(Chunk) -> T + Send + Sync + 'static>,
 ) {
     let reading = async {
         let (client, _) = database.dedicated().await?;
         for (after, upto) in ranges {
-            let read = read_range(&client, &columns, (after, upto), &sender, &*work).await;
+            let read = read_range(&client, &columns, (after, upto), &sender, &workers).await;
             match read {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => return Ok(()),
@@ -273,22 +295,31 @@ async fn read<T>(
         }
         Ok(())
     };
-    if let Err(error) = reading.await {
-        // Nobody may be there any more to hear of it.
-        drop(sender.send(Read::Failed(error)).await);
+    tokio::select! {
+        // The stream was dropped.
+        () = sender.closed() => {}
+        read = reading => if let Err(error) = read {
+            // Nobody may be there any more to hear of it.
+            drop(sender.send(Read::Failed(error)).await);
+        }
     }
 }
 
 /// Reads one range. Who takes the chunks may take them slowly: a statement that was cancelled
 /// meanwhile is made anew for what is left.
-async fn read_range<T>(
+async fn read_range<T: Send + 'static>(
     client: &Client,
     columns: &str,
     (after, upto): (Position, Position),
     sender: &mpsc::Sender<Read<T>>,
-    work: &impl Fn(Chunk) -> T,
+    workers: &Workers<impl Fn(Chunk) -> T + Send + Sync + 'static>,
 ) -> Result<ControlFlow<()>, DatabaseError> {
     use ControlFlow::{Break, Continue};
+    let hand_over = async |chunk| {
+        let work = Arc::clone(&workers.work);
+        let at_work = workers.runtime.spawn_blocking(move || work(chunk));
+        sender.send(Read::Worked(at_work)).await.is_ok()
+    };
     let mut read_to = after;
     while read_to < upto {
         let begun_at = read_to;
@@ -308,14 +339,14 @@ async fn read_range<T>(
             }
             if copy.is_full() {
                 read_to = copy.last(read_to);
-                if sender.send(Read::Done(work(copy.chunk()))).await.is_err() {
+                if !hand_over(copy.chunk()).await {
                     return Ok(Break(()));
                 }
             }
         }
         if !copy.rows.is_empty() {
             read_to = copy.last(read_to);
-            if sender.send(Read::Done(work(copy.chunk()))).await.is_err() {
+            if !hand_over(copy.chunk()).await {
                 return Ok(Break(()));
             }
         }
