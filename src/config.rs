@@ -133,7 +133,8 @@ pub struct Config {
     /// `X-Forwarded-For` is believed; none by default. Behind a proxy that is not named here all
     /// log-ins seem to come from one address, and wait for each other's failures.
     pub trusted_proxies: Vec<ipnet::IpNet>,
-    /// `MILEPOST_CALLBACK_SECRETS`: one or several, separated by commas, all in force at once.
+    /// `MILEPOST_CALLBACK_SECRETS`: one or several, separated by commas, all in force at once. No
+    /// default for `serve`; `dev` makes one in its data directory, which is in force too.
     pub callback_secrets: Vec<String>,
     /// `MILEPOST_ACCEPT_X_SIGNATURE`, default `true`; `false` once every workflow signs as
     /// Standard Webhooks.

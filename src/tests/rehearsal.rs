@@ -55,7 +55,12 @@ fn statuses(attempt: &Value) -> Vec<&str> {
 async fn the_first_start_has_a_job_that_succeeds() {
     let server = rehearsing("", &[]).await;
     let client = server.client();
-    let agents = client.read("/api/agents").await;
+    // Rows are filled soon after a start.
+    let agents = wait_until("agents are listed", || async {
+        let (status, agents) = client.get("/api/agents").await;
+        (status == 200).then_some(agents)
+    })
+    .await;
     let agent = &agents["agents"][0];
     assert_eq!(agent["name"], "rehearsal-1");
     let job = text(&agent["instance"], "job_id");
