@@ -16,7 +16,7 @@ MEASURING := $(RUNNING) nginx libnginx-mod-nchan time
 run:
 	@.ci/packages $(RUNNING)
 	cargo build --release
-	$${CARGO_TARGET_DIR:-./target}/release/milepost dev
+	"$${CARGO_TARGET_DIR:-./target}/release/milepost" dev
 
 test:
 	@.ci/packages $(TESTING) $(PYTHON)

@@ -108,6 +108,15 @@ fn only(
 /// Where the server listens unless told otherwise: this machine only.
 pub const LISTEN: &str = "127.0.0.1:8080";
 
+/// The environment name of the secrets that workflows sign with.
+pub const CALLBACK_SECRETS: &str = "MILEPOST_CALLBACK_SECRETS";
+
+/// The environment name of what is kept out of the log.
+pub const REDACT: &str = "MILEPOST_REDACT";
+
+/// The environment name of the keys that the keys of personal texts are kept under.
+pub const MASTER_KEY: &str = "MILEPOST_MASTER_KEY";
+
 /// Attempts one process dispatches at once.
 pub const DISPATCHES_AT_ONCE: usize = 8;
 
@@ -124,7 +133,8 @@ pub struct Config {
     /// `X-Forwarded-For` is believed; none by default. Behind a proxy that is not named here all
     /// log-ins seem to come from one address, and wait for each other's failures.
     pub trusted_proxies: Vec<ipnet::IpNet>,
-    /// `MILEPOST_CALLBACK_SECRETS`: one or several, separated by commas, all in force at once.
+    /// `MILEPOST_CALLBACK_SECRETS`: one or several, separated by commas, all in force at once. No
+    /// default for `serve`; `dev` makes one in its data directory, which is in force too.
     pub callback_secrets: Vec<String>,
     /// `MILEPOST_ACCEPT_X_SIGNATURE`, default `true`; `false` once every workflow signs as
     /// Standard Webhooks.
@@ -179,25 +189,9 @@ impl Cloud {
         wrong: &mut Vec<String>,
     ) -> Option<Self> {
         get("HCLOUD_TOKEN").filter(|token| !token.trim().is_empty())?;
-        let reconcile = match get("MILEPOST_RECONCILE") {
-            None => Duration::from_secs(RECONCILE_SECONDS),
-            Some(text) => {
-                let seconds = text.trim().parse().ok();
-                let given = seconds.and_then(|it| Duration::try_from_secs_f64(it).ok());
-                given.unwrap_or_else(|| {
-                    wrong.push(format!("MILEPOST_RECONCILE: {text} is no number of seconds"));
-                    Duration::from_secs(RECONCILE_SECONDS)
-                })
-            }
-        };
-        let remove_orphans = match get("MILEPOST_REMOVE_ORPHANS").as_deref() {
-            None | Some("false") => false,
-            Some("true") => true,
-            Some(other) => {
-                wrong.push(format!("MILEPOST_REMOVE_ORPHANS: {other} is neither true nor false"));
-                false
-            }
-        };
+        let default = Duration::from_secs(RECONCILE_SECONDS);
+        let reconcile = pause(get, "MILEPOST_RECONCILE", default, wrong);
+        let remove_orphans = flag(get, "MILEPOST_REMOVE_ORPHANS", false, wrong);
         match CloudAccounts::from_env(get) {
             Ok(accounts) => Some(Self { accounts, reconcile, remove_orphans }),
             Err(error) => {
@@ -337,13 +331,14 @@ pub struct Github {
 
 impl Default for Github {
     fn default() -> Self {
-        Self::from_env(&|_| None)
+        Self::from_env(&|_| None, &mut Vec::new())
     }
 }
 
 impl Github {
-    /// Reads the settings; a time that is none counts as not given.
-    pub fn from_env(get: &impl Fn(&str) -> Option<String>) -> Self {
+    /// Reads the settings; a time that is none counts as not given, but for `MILEPOST_GITHUB_POLL`,
+    /// which goes to `wrong`.
+    pub fn from_env(get: &impl Fn(&str) -> Option<String>, wrong: &mut Vec<String>) -> Self {
         let given = |name: &str| get(name).filter(|value| !value.is_empty());
         let or = |name: &str, default: &str| given(name).unwrap_or_else(|| default.to_owned());
         let seconds = |name: &str, default| seconds(get, name, default);
@@ -363,7 +358,7 @@ impl Github {
         Self {
             settings,
             settle: seconds("MILEPOST_GITHUB_SETTLE", Duration::from_mins(1)),
-            poll: seconds("MILEPOST_GITHUB_POLL", Duration::from_secs(30)),
+            poll: pause(get, "MILEPOST_GITHUB_POLL", Duration::from_secs(30), wrong),
             back_off: seconds("MILEPOST_GITHUB_BACK_OFF", Duration::from_secs(10)),
         }
     }
@@ -429,6 +424,39 @@ fn seconds(get: &impl Fn(&str) -> Option<String>, name: &str, default: Duration)
     seconds.and_then(|it| Duration::try_from_secs_f64(it).ok()).unwrap_or(default)
 }
 
+/// The pause between two rounds of asking others, of whom none takes requests without one.
+fn pause(
+    get: &impl Fn(&str) -> Option<String>,
+    name: &str,
+    default: Duration,
+    wrong: &mut Vec<String>,
+) -> Duration {
+    let Some(text) = get(name) else { return default };
+    let seconds = text.trim().parse().ok();
+    let pause = seconds.and_then(|it| Duration::try_from_secs_f64(it).ok());
+    pause.filter(|it| !it.is_zero()).unwrap_or_else(|| {
+        wrong.push(format!("{name}: {text} is no number of seconds above 0"));
+        default
+    })
+}
+
+fn flag(
+    get: &impl Fn(&str) -> Option<String>,
+    name: &str,
+    default: bool,
+    wrong: &mut Vec<String>,
+) -> bool {
+    match get(name).as_deref() {
+        None => default,
+        Some("true") => true,
+        Some("false") => false,
+        Some(other) => {
+            wrong.push(format!("{name}: {other} is neither true nor false"));
+            default
+        }
+    }
+}
+
 /// What `serve` cannot start without, or cannot read; one line each.
 #[derive(Debug, thiserror::Error)]
 #[error("these settings are missing or wrong:\n{}", .0.iter().map(|it| format!("  {it}")).collect::<Vec<_>>().join("\n"))]
@@ -442,16 +470,17 @@ impl Config {
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut wrong = Vec::new();
         let mut require = |name: &str, what: &str| {
-            get(name).filter(|value| !value.is_empty()).unwrap_or_else(|| {
+            // A comma alone holds as little as nothing.
+            get(name).filter(|value| !list(value).is_empty()).unwrap_or_else(|| {
                 wrong.push(format!("{name}: {what}"));
                 String::new()
             })
         };
         let database_url = require("DATABASE_URL", "postgres://user:password@host/database");
         let public_url = require("MILEPOST_PUBLIC_URL", "https://milepost.example.com");
-        let secrets = require("MILEPOST_CALLBACK_SECRETS", "the secret workflows sign with");
+        let callback_secrets = list(&require(CALLBACK_SECRETS, "the secret workflows sign with"));
         let master_key = "base64 of 32 random bytes (openssl rand -base64 32)";
-        let master_keys = list(&require("MILEPOST_MASTER_KEY", master_key));
+        let master_keys = list(&require(MASTER_KEY, master_key));
         let listen = get("MILEPOST_LISTEN").unwrap_or_else(|| LISTEN.to_owned());
         let listen = listen
             .parse()
@@ -459,44 +488,31 @@ impl Config {
         let dispatchers = Dispatchers::parse(&get("MILEPOST_DISPATCHER").unwrap_or_default())
             .map_err(|error| wrong.push(format!("MILEPOST_DISPATCHER: {error}")))
             .unwrap_or_default();
-        let accept = match get("MILEPOST_ACCEPT_X_SIGNATURE").as_deref() {
-            None | Some("true") => true,
-            Some("false") => false,
-            Some(other) => {
-                wrong.push(format!(
-                    "MILEPOST_ACCEPT_X_SIGNATURE: {other} is neither true nor false"
-                ));
-                true
-            }
-        };
-        let callback_secrets = list(&secrets);
-        let rules = rules(&callback_secrets, accept)
-            .map_err(|error| wrong.push(format!("MILEPOST_CALLBACK_SECRETS: {error}")));
+        let accept_x_signature = accept_x_signature(&get, &mut wrong);
+        let rules = rules(&callback_secrets, accept_x_signature, &mut wrong);
         let trusted_proxies = trusted_proxies(&get, &mut wrong);
         if let Err(error) = MasterKeys::parse(&master_keys) {
-            wrong.push(format!("MILEPOST_MASTER_KEY: {error}"));
+            wrong.push(format!("{MASTER_KEY}: {error}"));
         }
         let limits = limits(&get, &mut wrong);
         let cloud = Cloud::from_env(&get, &mut wrong);
-        let redact = list(&get("MILEPOST_REDACT").unwrap_or_default());
-        match (listen, rules) {
-            (Ok(listen), Ok(rules)) if wrong.is_empty() => Ok(Self {
+        let github = Github::from_env(&get, &mut wrong);
+        match listen {
+            Ok(listen) if wrong.is_empty() => Ok(Self {
                 database_url,
                 listen,
                 public_url: public_url.trim_end_matches('/').to_owned(),
                 trusted_proxies,
                 callback_secrets,
                 rules,
-                redact,
+                redact: listed(&get, REDACT),
                 master_keys,
                 dispatchers,
-                github: Github::from_env(&get),
+                github,
                 ansible: Ansible::from_env(&get),
                 limits,
                 cloud,
-                seal_key_file: get("MILEPOST_SEAL_KEY_FILE")
-                    .filter(|path| !path.is_empty())
-                    .map(PathBuf::from),
+                seal_key_file: seal_key_file(&get),
             }),
             _ => Err(ConfigError(wrong)),
         }
@@ -566,7 +582,7 @@ pub fn trusted_proxies(
 /// Reads the limits from the environment; each has its default.
 pub fn limits(get: &impl Fn(&str) -> Option<String>, wrong: &mut Vec<String>) -> Limits {
     let mut limits = Limits::default();
-    let mut seconds = |name: &str| {
+    let mut seconds = |name: &str, several: bool| {
         let text = get(name)?;
         let parsed: Option<Vec<SignedDuration>> = text
             .split(',')
@@ -575,12 +591,13 @@ pub fn limits(get: &impl Fn(&str) -> Option<String>, wrong: &mut Vec<String>) ->
                 SignedDuration::try_from_secs_f64(seconds).ok().filter(SignedDuration::is_positive)
             })
             .collect();
+        let parsed = parsed.filter(|values| several || values.len() == 1);
         if parsed.is_none() {
             wrong.push(format!("{name}: {text} is no number of seconds"));
         }
         parsed
     };
-    if let Some(delays) = seconds("MILEPOST_RETRY_DELAYS") {
+    if let Some(delays) = seconds("MILEPOST_RETRY_DELAYS", true) {
         limits.retry_delays = delays;
     }
     for (name, limit) in [
@@ -589,25 +606,36 @@ pub fn limits(get: &impl Fn(&str) -> Option<String>, wrong: &mut Vec<String>) ->
         ("MILEPOST_LEASE", &mut limits.lease),
         ("MILEPOST_CLEAN_UP", &mut limits.clean_up),
     ] {
-        if let Some([value]) = seconds(name).as_deref() {
+        if let Some([value]) = seconds(name, false).as_deref() {
             *limit = *value;
         }
     }
     limits
 }
 
-/// The master keys that the environment names.
-pub fn master_keys(get: &impl Fn(&str) -> Option<String>) -> Vec<String> {
-    list(&get("MILEPOST_MASTER_KEY").unwrap_or_default())
+/// Whether callbacks signed as `X-Signature` are taken.
+pub fn accept_x_signature(get: &impl Fn(&str) -> Option<String>, wrong: &mut Vec<String>) -> bool {
+    flag(get, "MILEPOST_ACCEPT_X_SIGNATURE", true, wrong)
 }
 
-/// The callback secrets, ready to check with.
-///
-/// # Errors
-/// What is wrong with one of them.
-pub fn rules(secrets: &[String], accept_x_signature: bool) -> Result<Rules, String> {
-    let secrets = secrets.iter().map(|secret| Secret::new(secret)).collect::<Result<_, _>>()?;
-    Ok(Rules { secrets, accept_x_signature })
+/// Where the keys that seal the log are, if the environment says so.
+pub fn seal_key_file(get: &impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    get("MILEPOST_SEAL_KEY_FILE").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// The callback secrets, ready to check with. What is wrong with one of them goes to `wrong`.
+pub fn rules(secrets: &[String], accept_x_signature: bool, wrong: &mut Vec<String>) -> Rules {
+    let secrets = secrets.iter().map(|secret| Secret::new(secret)).collect::<Result<_, _>>();
+    let secrets = secrets.unwrap_or_else(|error: String| {
+        wrong.push(format!("{CALLBACK_SECRETS}: {error}"));
+        Vec::new()
+    });
+    Rules { secrets, accept_x_signature }
+}
+
+/// What a setting lists, separated by commas.
+pub fn listed(get: &impl Fn(&str) -> Option<String>, name: &str) -> Vec<String> {
+    list(&get(name).unwrap_or_default())
 }
 
 fn list(text: &str) -> Vec<String> {
@@ -639,6 +667,17 @@ mod tests {
     }
 
     #[test]
+    fn what_holds_nothing_is_missing() {
+        for blank in ["", " ", ",", " , "] {
+            let error = Config::from_env(|_| Some(blank.to_owned())).map(|_| ()).unwrap_err();
+            for (name, _) in REQUIRED {
+                let named = error.0.iter().filter(|line| line.starts_with(name)).count();
+                assert_eq!(named, 1, "{name} {blank:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
     fn the_promised_limits_are_the_defaults() {
         let config = Config::from_env(env(&REQUIRED)).unwrap();
         assert_eq!(config.limits, Limits::default());
@@ -654,12 +693,14 @@ mod tests {
         pairs.extend([
             ("MILEPOST_LISTEN", "nowhere"),
             ("MILEPOST_SILENCE", "-3"),
+            ("MILEPOST_ATTEMPT", "900,1"),
+            ("MILEPOST_GITHUB_POLL", "0"),
             ("MILEPOST_DISPATCHER", "magic"),
             ("MILEPOST_TRUSTED_PROXIES", "10.0.0.0/8, everybody"),
         ]);
         pairs[0].1 = "hunter2";
         let error = Config::from_env(env(&pairs)).map(|_| ()).unwrap_err();
-        assert_eq!(error.0.len(), 5, "{error}");
+        assert_eq!(error.0.len(), 7, "{error}");
         assert!(!error.to_string().contains("hunter2"), "{error}");
     }
 
@@ -696,6 +737,7 @@ mod tests {
         for (reconcile, remove, name) in [
             ("often", "true", "MILEPOST_RECONCILE"),
             ("-1", "true", "MILEPOST_RECONCILE"),
+            ("0", "true", "MILEPOST_RECONCILE"),
             ("1", "yes", "MILEPOST_REMOVE_ORPHANS"),
         ] {
             let (_, wrong) = read(Some(reconcile), Some(remove));

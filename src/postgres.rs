@@ -44,6 +44,10 @@ use tokio_postgres::error::SqlState;
 use cluster::{Cluster, Postmaster};
 
 pub use binaries::BIN_VARIABLE;
+pub use place::lock;
+
+/// Held by whoever owns the cluster of a data directory.
+const LOCK_FILE: &str = "postgres.lock";
 
 /// The role Milepost connects as, and the name of its database.
 const NAME: &str = "milepost";
@@ -90,7 +94,7 @@ impl Embedded {
     /// was found running is left alone.
     pub async fn start(data_dir: &Path) -> Result<Self, EmbeddedError> {
         let data_dir = place::make_data_dir(data_dir)?;
-        let lock = place::lock(&data_dir)?;
+        let held = lock(&data_dir, LOCK_FILE)?;
         let owner = place::owner(&data_dir)?;
         let home = place::home(&data_dir, owner.as_ref()).await?;
         let major = place::cluster_major(&home)?;
@@ -107,7 +111,7 @@ impl Embedded {
             database_url: cluster.url(),
             stop,
             supervisor: tokio::spawn(supervise(cluster, postmaster, stopped)),
-            _lock: lock,
+            _lock: held,
         })
     }
 
@@ -191,8 +195,8 @@ pub enum EmbeddedError {
 
     /// The user that runs Postgres cannot enter the directory of the cluster.
     #[error(
-        "the user `{user}`, who runs Postgres, cannot enter {}: open its parent directories to that \
-         user (`chmod o+x`), or choose another data directory",
+        "the user `{user}`, who runs Postgres, cannot enter {}: open it and its parent directories to \
+         that user (`chmod o+x`), or choose another data directory",
         home.display(),
     )]
     Unreachable {

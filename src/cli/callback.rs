@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use serde_json::{Map, Value};
 
-use super::client::Server;
+use super::client::{self, Server};
 use crate::app::Clock;
 use crate::intake::github::Secret;
 use crate::work::dispatch::SECRET_VARIABLE;
@@ -35,11 +35,12 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let secret = args.secret.clone().or_else(|| args.server.callback_secret());
-    let secret = secret.context("no secret: give --secret, or run `milepost dev` here")?;
+    let secret = secret
+        .with_context(|| format!("no secret: set {SECRET_VARIABLE}, or run `milepost dev` here"))?;
     let secret = Secret::new(&secret).map_err(anyhow::Error::msg)?;
     let body = body(&args)?.to_string();
     let url = format!("{}/api/webhooks/github", args.server.url()?);
-    let request = reqwest::Client::new().post(url).header("content-type", "application/json");
+    let request = client::post(url)?.header("content-type", "application/json");
     let request = if args.x_signature {
         request.header("x-signature", secret.sign(body.as_bytes()))
     } else {
@@ -52,9 +53,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     let response = request.body(body).send().await?;
     let status = response.status();
-    println!("{status} {}", response.text().await?);
+    let printed = say!("{status} {}", response.text().await?);
     anyhow::ensure!(status.is_success(), "the callback was not taken");
-    Ok(())
+    Ok(printed?)
 }
 
 fn body(args: &Args) -> anyhow::Result<Value> {

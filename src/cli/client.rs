@@ -1,14 +1,35 @@
 //! A client of a running Milepost: where it is, and its streams.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use async_stream::try_stream;
+use reqwest::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_stream::{Stream, StreamExt as _};
 
-/// How long to wait before a broken stream is opened again.
-const RECONNECT: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long something may take. A machine that vanishes says nothing, not even that it has.
+#[derive(Clone, Copy)]
+struct Deadlines {
+    /// A whole answer.
+    answer: Duration,
+    /// The next bytes of a stream.
+    silence: Duration,
+    /// The pause before a broken stream is opened again.
+    reconnect: Duration,
+}
+
+/// The slowest of streams says every 15 seconds that it is alive: three of these may get lost.
+const DEADLINES: Deadlines = Deadlines {
+    answer: Duration::from_secs(30),
+    silence: Duration::from_secs(50),
+    reconnect: Duration::from_secs(1),
+};
 
 /// Where the server is, and how to come in.
 #[derive(Clone, Debug, clap::Args)]
@@ -36,6 +57,7 @@ pub struct Client {
     http: reqwest::Client,
     url: String,
     token: String,
+    deadlines: Deadlines,
 }
 
 /// One message of a stream.
@@ -68,25 +90,44 @@ impl Server {
     /// A client that may come in.
     pub fn client(&self) -> anyhow::Result<Client> {
         let token = self.token.clone().or_else(|| self.dev().map(|dev| dev.admin_token));
-        let token = token.context("no token: give --token, or run `milepost dev` here")?;
-        Ok(Client { http: reqwest::Client::new(), url: self.url()?, token })
+        let token = token.context("no token: set MILEPOST_TOKEN, or run `milepost dev` here")?;
+        Client::new(self.url()?, token, DEADLINES)
     }
 }
 
 impl Client {
+    fn new(url: String, token: String, deadlines: Deadlines) -> anyhow::Result<Self> {
+        Ok(Self { http: http(deadlines)?, url, token, deadlines })
+    }
+
     /// Asks for something.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        answer(self.ask(path).await?).await
+    }
+
+    /// Asks for something that may not be there.
+    pub async fn find<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<Option<T>> {
+        let response = self.ask(path).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        answer(response).await.map(Some)
+    }
+
+    async fn ask(&self, path: &str) -> reqwest::Result<reqwest::Response> {
         let request = self.http.get(format!("{}{path}", self.url));
-        answer(request.bearer_auth(&self.token).send().await?).await
+        request.timeout(self.deadlines.answer).bearer_auth(&self.token).send().await
     }
 
     /// Orders something.
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         let request = self.http.post(format!("{}{path}", self.url)).json(body);
+        let request = request.timeout(self.deadlines.answer);
         answer(request.bearer_auth(&self.token).send().await?).await
     }
 
-    /// Follows a stream for ever, resuming where it broke off.
+    /// Follows a stream for ever, resuming where it broke off. Until its first message has come, an
+    /// error is the end: then the address or the token is wrong.
     pub fn stream(&self, path: String) -> impl Stream<Item = anyhow::Result<Message>> + '_ {
         try_stream! {
             let mut last_id = String::new();
@@ -106,16 +147,32 @@ impl Client {
                             }
                         }
                     }
+                    Ok(response) if !last_id.is_empty() && will_pass(response.status()) => {}
                     Ok(response) => {
                         answer::<Value>(response).await?;
                     }
                     Err(error) if last_id.is_empty() => Err(error)?,
                     Err(_) => {}
                 }
-                tokio::time::sleep(RECONNECT).await;
+                tokio::time::sleep(self.deadlines.reconnect).await;
             }
         }
     }
+}
+
+/// A request for something that is answered in one piece.
+pub fn post(url: String) -> anyhow::Result<reqwest::RequestBuilder> {
+    Ok(http(DEADLINES)?.post(url).timeout(DEADLINES.answer))
+}
+
+fn http(deadlines: Deadlines) -> reqwest::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT);
+    builder.read_timeout(deadlines.silence).build()
+}
+
+/// Whether a server may soon answer otherwise, as while another version of it is put in place.
+fn will_pass(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 429 | 500..)
 }
 
 async fn answer<T: DeserializeOwned>(response: reqwest::Response) -> anyhow::Result<T> {
@@ -171,6 +228,8 @@ impl Parser {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     #[test]
@@ -185,5 +244,82 @@ mod tests {
             assert_eq!(message.data, "{\"a\":\n1}");
             assert_eq!(parser.id, "1-3");
         }
+    }
+
+    const UNAVAILABLE: &str =
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+    fn event(id: &str) -> String {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+        format!("{head}id: {id}\nevent: job\ndata: {{}}\n\n")
+    }
+
+    /// A server that answers one request after the other so, each on a connection that it then
+    /// ends, or keeps and says nothing more; and what it was asked, with what it keeps.
+    async fn server(
+        answers: Vec<String>,
+        goes_silent: bool,
+    ) -> (String, tokio::task::JoinHandle<(Vec<String>, Vec<tokio::net::TcpStream>)>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked = tokio::spawn(async move {
+            let (mut asked, mut kept) = (Vec::new(), Vec::new());
+            for answer in answers {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    assert_ne!(connection.read_buf(&mut request).await.unwrap(), 0);
+                }
+                asked.push(String::from_utf8(request).unwrap());
+                connection.write_all(answer.as_bytes()).await.unwrap();
+                kept.extend(goes_silent.then_some(connection));
+            }
+            (asked, kept)
+        });
+        (url, asked)
+    }
+
+    fn hasty(url: String) -> Client {
+        let [answer, silence] = [Duration::from_millis(200); 2];
+        let deadlines = Deadlines { answer, silence, reconnect: Duration::ZERO };
+        Client::new(url, "mp_token".to_owned(), deadlines).unwrap()
+    }
+
+    async fn ids(url: String, count: usize) -> Vec<String> {
+        let client = hasty(url);
+        let stream = client.stream("/stream".to_owned()).take(count);
+        stream.map(|message| message.unwrap().id).collect().await
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_goes_silent_is_opened_again_where_it_was() {
+        let (url, asked) = server(vec![event("1-1"), event("1-2")], true).await;
+        assert_eq!(ids(url, 2).await, ["1-1", "1-2"]);
+        let (asked, _) = asked.await.unwrap();
+        assert!(!asked[0].contains("last-event-id"), "{asked:?}");
+        assert!(asked[1].contains("last-event-id: 1-1"), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_outlives_a_server_that_is_unavailable_for_a_while() {
+        let answers = vec![event("1-1"), UNAVAILABLE.to_owned(), event("1-2")];
+        let (url, asked) = server(answers, false).await;
+        assert_eq!(ids(url, 2).await, ["1-1", "1-2"]);
+        assert!(asked.await.unwrap().0[2].contains("last-event-id: 1-1"));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_never_began_ends_with_its_error() {
+        let (url, _server) = server(vec![UNAVAILABLE.to_owned()], false).await;
+        let client = hasty(url);
+        let first = std::pin::pin!(client.stream("/stream".to_owned())).next().await;
+        assert!(first.unwrap().unwrap_err().to_string().starts_with("503"));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_come_is_an_error() {
+        let (url, _server) = server(vec!["HTTP/1.1 200 OK\r\n".to_owned()], true).await;
+        let error = hasty(url).get::<Value>("/").await.unwrap_err();
+        assert!(error.downcast_ref::<reqwest::Error>().unwrap().is_timeout(), "{error:#}");
     }
 }

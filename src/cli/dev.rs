@@ -1,5 +1,6 @@
 //! `milepost dev`: everything on this machine, with nothing to set up.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::execute;
 use crate::ledger::durable::write_private;
 use crate::log::{Database, MasterKey};
 use crate::migrate::migrate;
-use crate::postgres::Embedded;
+use crate::postgres::{self, Embedded};
 use crate::telemetry;
 use crate::work::dispatch;
 use milepost_schemas::{AccountId, AgentId, InstanceId, JobId, Metadata, Position};
@@ -28,13 +29,16 @@ const ADMIN_EMAIL: &str = "admin@localhost";
 /// The token that `dev` makes.
 const ADMIN_TOKEN_NAME: &str = "dev";
 
+/// Held by the `dev` of a data directory.
+const LOCK_FILE: &str = "dev.lock";
+
 /// What the first rehearsal is for.
 const FIRST_AGENT: &str = "rehearsal-1";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Address and port; port 0 takes any that is free
-    #[arg(long, default_value = LISTEN)]
+    #[arg(long, env = "MILEPOST_LISTEN", default_value = LISTEN)]
     listen: SocketAddr,
     /// Where the private Postgres and the secrets live
     #[arg(long, default_value = "data")]
@@ -69,6 +73,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     rehearse::check_faults()?;
     std::fs::create_dir_all(&args.data_dir)
         .with_context(|| format!("cannot make {}", args.data_dir.display()))?;
+    // Also where the database is another's: `dev.json` is of one process.
+    let _lock = postgres::lock(&args.data_dir, LOCK_FILE)?;
     let ready_file = args.data_dir.join("dev.json");
     // Whoever waits for this file waits for this start, not for an earlier one.
     drop(std::fs::remove_file(&ready_file));
@@ -104,7 +110,8 @@ async fn start(
     let url = config.loopback_url();
     // A tunnel: GitHub's machines have to reach this one.
     let public_url = std::env::var("MILEPOST_PUBLIC_URL").ok().filter(|url| !url.is_empty());
-    config.public_url = public_url.unwrap_or_else(|| url.clone());
+    config.public_url =
+        public_url.map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
     let admin = AccountId(Clock.id());
     accounts::ensure_admin(&database, admin, ADMIN_EMAIL, &secrets.admin_password).await?;
     accounts::ensure_token(&database, ADMIN_TOKEN_NAME, &secrets.admin_token).await?;
@@ -118,9 +125,10 @@ async fn start(
     let ready = Ready { url: &url, database_url, admin_email: ADMIN_EMAIL, secrets: &secrets };
     let serving = tokio::spawn(serve(Arc::clone(&app), listener));
     write_private(ready_file, &serde_json::to_vec_pretty(&ready)?)?;
-    greet(&url, &link, &secrets, args);
+    // It serves whether or not somebody reads the greeting.
+    drop(greet(&url, &link, &secrets, args));
     for missing in missing(&app).await {
-        println!("  Jobs will wait until this is set right: {missing}\n");
+        drop(say!("  Jobs will wait until this is set right: {missing}\n"));
     }
     serving.await?
 }
@@ -136,9 +144,14 @@ fn config(
     let limits = config::limits(&env, &mut wrong);
     let trusted_proxies = config::trusted_proxies(&env, &mut wrong);
     let cloud = config::Cloud::from_env(&env, &mut wrong);
+    let github = config::Github::from_env(&env, &mut wrong);
+    // The one in `dev.json` is the first: rehearsals sign with that.
+    let given = config::listed(&env, config::CALLBACK_SECRETS);
+    let callback_secrets = [vec![secrets.callback_secret.clone()], given].concat();
+    let accept_x_signature = config::accept_x_signature(&env, &mut wrong);
+    let rules = config::rules(&callback_secrets, accept_x_signature, &mut wrong);
     anyhow::ensure!(wrong.is_empty(), config::ConfigError(wrong));
-    let callback_secrets = vec![secrets.callback_secret.clone()];
-    let rules = config::rules(&callback_secrets, true).map_err(anyhow::Error::msg)?;
+    let own = vec![secrets.admin_password.clone(), secrets.admin_token.clone()];
     Ok(Config {
         database_url: database_url.to_owned(),
         listen: args.listen,
@@ -146,14 +159,14 @@ fn config(
         trusted_proxies,
         rules,
         callback_secrets,
-        redact: vec![secrets.admin_password.clone(), secrets.admin_token.clone()],
+        redact: [own, config::listed(&env, config::REDACT)].concat(),
         master_keys,
         dispatchers: args.dispatcher,
-        github: config::Github::from_env(&env),
+        github,
         ansible: config::Ansible::from_env(&env),
         limits,
         cloud,
-        seal_key_file: Some(seal_key_file(&args.data_dir)),
+        seal_key_file: config::seal_key_file(&env).or_else(|| Some(seal_key_file(&args.data_dir))),
     })
 }
 
@@ -167,7 +180,7 @@ fn secrets(file: &Path) -> anyhow::Result<Secrets> {
     match std::fs::read(file) {
         Ok(text) => serde_json::from_slice(&text)
             .with_context(|| format!("{} cannot be read", file.display())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let secrets = Secrets {
                 admin_password: accounts::secret("")[..24].to_owned(),
                 admin_token: accounts::secret("mp_"),
@@ -183,13 +196,13 @@ fn secrets(file: &Path) -> anyhow::Result<Secrets> {
 /// The master keys: those of the environment, else the one of this data directory, made at the first
 /// start.
 fn master_keys(file: &Path) -> anyhow::Result<Vec<String>> {
-    let given = config::master_keys(&|name| std::env::var(name).ok());
+    let given = config::listed(&|name| std::env::var(name).ok(), config::MASTER_KEY);
     if !given.is_empty() {
         return Ok(given);
     }
     match std::fs::read_to_string(file) {
         Ok(key) => Ok(vec![key.trim().to_owned()]),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = MasterKey::random();
             write_private(file, key.as_bytes())?;
             Ok(vec![key])
@@ -240,7 +253,7 @@ async fn missing(app: &App) -> Vec<String> {
     missing
 }
 
-fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) {
+fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) -> io::Result<()> {
     let agents = match args.dispatcher.agents {
         Some(Dispatcher::Rehearsal) => "jobs are rehearsed: signed callbacks, no server is built",
         Some(Dispatcher::Github) => "GitHub Actions run the jobs of agents, and build real servers",
@@ -251,7 +264,7 @@ fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) {
         Some(Dispatcher::Ansible) => "; this machine runs Ansible for the jobs of nodes",
         Some(Dispatcher::Github | Dispatcher::None) | None => "; nobody here runs those of nodes",
     };
-    println!(
+    say!(
         "\n  Milepost is running: {agents}{nodes}\n\n  \
          Open once     {url}/login?once={link}\n  \
          Log in        {ADMIN_EMAIL} / {}\n  \
@@ -262,5 +275,5 @@ fn greet(url: &str, link: &str, secrets: &Secrets, args: &Args) {
         secrets.admin_token,
         args.data_dir.join("dev.json").display(),
         args.data_dir.display(),
-    );
+    )
 }

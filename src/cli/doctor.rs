@@ -4,6 +4,7 @@
 //! found is recorded, each thing once. Exit codes: 0 nothing is wrong; 1 it cannot be said; 3
 //! something was found; 75 it cannot be said now.
 
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -12,12 +13,14 @@ use milepost_schemas::event::OrphanReason;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::vm;
 use crate::app::App;
-use crate::clients::Patience;
+use crate::clients::{Class, Patience};
 use crate::config::{self, CloudAccounts, Config};
 use crate::domain::orphan::{Removal, Standing, Thing, removal};
+use crate::execute::ExecuteError;
 use crate::work::compensation;
-use crate::work::reconcile::{self, MissingServer, Survey};
+use crate::work::reconcile::{self, MissingServer, ReconcileError, Survey};
 use crate::work::servers::Servers;
 
 /// The exit code where something was found.
@@ -39,9 +42,20 @@ pub struct Args {
 #[error("{0} to look at")]
 struct Found(usize);
 
-/// The exit code of a finding; `None` for any other error.
+/// The exit code of what ends a survey; `None` for any other error.
 pub fn exit_code(error: &anyhow::Error) -> Option<ExitCode> {
-    error.downcast_ref::<Found>().map(|_| ExitCode::from(FOUND))
+    if error.is::<Found>() {
+        return Some(ExitCode::from(FOUND));
+    }
+    let class = match error.downcast_ref()? {
+        ReconcileError::Servers(error) => error.class(),
+        ReconcileError::Client(error) => error.class(),
+        ReconcileError::Execute(
+            ExecuteError::Unavailable | ExecuteError::Database(_) | ExecuteError::Moved,
+        ) => Class::Retryable,
+        ReconcileError::Execute(_) => Class::Final,
+    };
+    Some(vm::exit_code_of(class))
 }
 
 /// Looks, records, removes where told so, and says what is left.
@@ -51,7 +65,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let database_url = env("DATABASE_URL").filter(|url| !url.is_empty());
     let database_url = database_url.context("DATABASE_URL is not set")?;
     let accounts = CloudAccounts::from_env(env)?;
-    let keys = config::master_keys(&|name| std::env::var(name).ok());
+    let keys = config::listed(&env, config::MASTER_KEY);
     let config = Config::of_tool(database_url, keys);
     let app = App::open(config, CancellationToken::new()).await?;
     let servers = Servers::new(&accounts, Arc::new(app.clock), Patience::default());
@@ -66,21 +80,18 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     } else {
         Vec::new()
     };
-    if args.json {
-        println!("{:#}", report(&survey, &removed));
-    } else {
-        print(&survey, &removed);
-    }
+    let printed =
+        if args.json { say!("{:#}", report(&survey, &removed)) } else { print(&survey, &removed) };
     let found = survey.orphans().count() + survey.missing.len();
-    if found == 0 { Ok(()) } else { Err(Found(found).into()) }
+    if found == 0 { Ok(printed?) } else { Err(Found(found).into()) }
 }
 
-fn print(survey: &Survey, removed: &[Thing]) {
-    println!("{:<8}  {:<20}  {:<48}  STANDING", "WHAT", "ID", "NAME");
+fn print(survey: &Survey, removed: &[Thing]) -> io::Result<()> {
+    say!("{:<8}  {:<20}  {:<48}  STANDING", "WHAT", "ID", "NAME")?;
     for (thing, standing) in &survey.things {
         let what = thing.resource.as_str();
         let words = words(thing, *standing, removed);
-        println!("{what:<8}  {:<20}  {:<48}  {words}", thing.id, thing.name);
+        say!("{what:<8}  {:<20}  {:<48}  {words}", thing.id, thing.name)?;
     }
     for it in &survey.missing {
         let (id, name) = match &it.server {
@@ -88,14 +99,14 @@ fn print(survey: &Survey, removed: &[Thing]) {
             MissingServer::Unnamed(name) => ("-", name.as_str()),
         };
         let words = format!("MISSING: agent {} runs on it, and it is gone", it.agent_name);
-        println!("{:<8}  {id:<20}  {name:<48}  {words}", "server");
+        say!("{:<8}  {id:<20}  {name:<48}  {words}", "server")?;
     }
     let found = survey.orphans().count() + survey.missing.len();
     if found == 0 {
-        println!("\nNothing is wrong: {} things looked at.", survey.things.len());
+        say!("\nNothing is wrong: {} things looked at.", survey.things.len())
     } else {
         let left = survey.orphans().count() - removed.len();
-        println!("\n{} removed, {left} left, {} missing.", removed.len(), survey.missing.len());
+        say!("\n{} removed, {left} left, {} missing.", removed.len(), survey.missing.len())
     }
 }
 

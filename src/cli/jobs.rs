@@ -92,7 +92,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 async fn order(server: &Server, path: &str, body: &Value) -> anyhow::Result<()> {
-    println!("{}", server.client()?.post(path, body).await?);
+    say!("{}", server.client()?.post(path, body).await?)?;
     Ok(())
 }
 
@@ -104,7 +104,7 @@ async fn list(status: Option<String>, server: &Server) -> anyhow::Result<()> {
     let answer: Value = server.client()?.get(&path).await?;
     for job in answer["jobs"].as_array().into_iter().flatten() {
         let text = |name: &str| job[name].as_str().unwrap_or("-").to_owned();
-        println!(
+        say!(
             "{}  {:<17}  {:<15}  priority {}  attempt {} of {}  {}  {}",
             text("id"),
             text("job_type"),
@@ -114,7 +114,7 @@ async fn list(status: Option<String>, server: &Server) -> anyhow::Result<()> {
             job["max_attempts"],
             text("updated_at"),
             text("error_code"),
-        );
+        )?;
     }
     Ok(())
 }

@@ -1,5 +1,14 @@
 //! The command line: one file a command.
 
+/// Prints a line as `println!` does; where that panics, as it does when nobody reads any more, this
+/// gives the error.
+macro_rules! say {
+    ($($arguments:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout(), $($arguments)*)
+    }};
+}
+
 mod callback;
 mod client;
 mod dev;
@@ -17,6 +26,7 @@ mod user;
 mod vm;
 mod watch;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -76,11 +86,19 @@ pub fn run(cli: Cli) -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("the system has threads and sockets");
     match runtime.block_on(execute(cli.command)) {
         Ok(code) => code,
+        Err(error) if is_unread(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("milepost: {error:#}");
             doctor::exit_code(&error).unwrap_or_else(|| vm::exit_code(&error))
         }
     }
+}
+
+/// Whether all that went wrong is that nobody reads on: who closes standard output has enough.
+/// Errors of connections and of files that are made come with their own types.
+fn is_unread(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 async fn execute(command: Command) -> anyhow::Result<ExitCode> {

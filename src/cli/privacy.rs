@@ -29,7 +29,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Erase { subject, reason, server } => {
             let body = json!({"subject": subject, "reason": reason});
-            println!("{}", server.client()?.post("/api/privacy/erase", &body).await?);
+            say!("{}", server.client()?.post("/api/privacy/erase", &body).await?)?;
             Ok(())
         }
         Command::Rewrap => wrap_anew().await,
@@ -39,10 +39,11 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 async fn wrap_anew() -> anyhow::Result<()> {
     let env = |name: &str| std::env::var(name).ok();
     let url = env("DATABASE_URL").context("DATABASE_URL is not set")?;
-    let masters = MasterKeys::parse(&config::master_keys(&env)).map_err(anyhow::Error::msg)?;
+    let masters =
+        MasterKeys::parse(&config::listed(&env, config::MASTER_KEY)).map_err(anyhow::Error::msg)?;
     let database = Database::new(&url)?;
     let count = rewrap(&database, &masters).await?;
-    println!("{count} keys wrapped anew");
+    say!("{count} keys wrapped anew")?;
     vacuum(&database).await?.map_err(|owner| {
         anyhow::anyhow!(
             "keys that the old master key opens are still in the file of the table data_key: only \

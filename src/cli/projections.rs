@@ -119,11 +119,11 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 async fn list(as_json: bool, server: &Server) -> anyhow::Result<()> {
     let answer: Value = server.client()?.get("/api/projections").await?;
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
+        say!("{}", serde_json::to_string_pretty(&answer)?)?;
         return Ok(());
     }
     for view in answer["projections"].as_array().into_iter().flatten() {
-        println!(
+        say!(
             "{:<14} v{} generation {}  at {} of {}  {} events, {:.1} s behind  {:.0} events/s{}",
             text(&view["name"]),
             view["version"],
@@ -134,14 +134,14 @@ async fn list(as_json: bool, server: &Server) -> anyhow::Result<()> {
             view["lag_seconds"].as_f64().unwrap_or(0.0),
             view["events_per_second"].as_f64().unwrap_or(0.0),
             view["order"]["kind"].as_str().map(|kind| format!("  {kind}")).unwrap_or_default(),
-        );
+        )?;
         for poison in view["poison"].as_array().into_iter().flatten() {
-            println!(
+            say!(
                 "    stopped at event {} of stream {}: {}",
                 poison["position"],
                 text(&poison["stream"]),
                 text(&poison["error"])
-            );
+            )?;
         }
     }
     Ok(())
@@ -149,7 +149,7 @@ async fn list(as_json: bool, server: &Server) -> anyhow::Result<()> {
 
 async fn order(server: &Server, name: &str, what: &str, body: &Value) -> anyhow::Result<()> {
     let answer = server.client()?.post(&format!("/api/projections/{name}/{what}"), body).await?;
-    println!("{answer}");
+    say!("{answer}")?;
     Ok(())
 }
 
@@ -177,9 +177,9 @@ async fn follow(server: &Server, name: &str, what: &str, body: &Value) -> anyhow
 async fn ended(client: &Client, name: &str, what: &str) -> anyhow::Result<()> {
     let view: Value = client.get(&format!("/api/projections/{name}")).await?;
     let end = if what == "verify" { &view["verified"] } else { &view["ended"] };
-    println!("{end}");
+    let printed = say!("{end}");
     match end["outcome"].as_str() {
-        Some("switched" | "equal") => Ok(()),
+        Some("switched" | "equal") => Ok(printed?),
         Some("different") => {
             bail!("{} rows differ, the first is {}", end["differing"], end["first_difference"])
         }

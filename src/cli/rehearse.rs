@@ -4,12 +4,15 @@
 mod output;
 
 use std::cell::Cell;
+use std::os::fd::AsFd as _;
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
 
 use crate::app::Clock;
 use crate::intake::github::Secret;
@@ -57,6 +60,9 @@ pub struct Args {
     /// `fail@ansible_complete`; several with commas
     #[arg(long = "fault", env = FAULTS_VARIABLE, value_delimiter = ',')]
     faults: Vec<Fault>,
+    /// End when standard input does: the server that has started this is gone then
+    #[arg(long, hide = true)]
+    until_input_ends: bool,
 }
 
 /// Something that goes wrong, and where: `started`, a step, or `running`.
@@ -143,7 +149,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tokio::select! {
         ended = workflow.play() => ended,
         () = heartbeats => Ok(()),
+        ended = input_ended(), if workflow.args.until_input_ends => ended,
     }
+}
+
+/// Returns when whoever holds the other end of the pipe is gone, however that came about.
+async fn input_ended() -> anyhow::Result<()> {
+    let input = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let mut input = pipe::Receiver::from_owned_fd(input).context("standard input is no pipe")?;
+    // Nothing is ever written: whatever comes is the end.
+    input.read(&mut [0]).await?;
+    anyhow::bail!("the server that has started this is gone")
 }
 
 struct Workflow {

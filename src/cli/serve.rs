@@ -51,7 +51,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 pub async fn migrate() -> anyhow::Result<()> {
     let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set")?;
     let applied = migrations::migrate(&Database::new(&url)?).await?;
-    println!("{applied} migrations applied");
+    say!("{applied} migrations applied")?;
     Ok(())
 }
 
@@ -63,7 +63,10 @@ pub fn listen(config: &Config) -> anyhow::Result<TcpListener> {
         std::net::SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6(),
     }?;
     socket.set_reuseaddr(true)?;
-    socket.bind(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
+    socket.bind(config.listen).with_context(|| {
+        let listen = config.listen;
+        format!("cannot listen on {listen}: name another by MILEPOST_LISTEN (or `dev --listen`)")
+    })?;
     Ok(socket.listen(BACKLOG)?)
 }
 

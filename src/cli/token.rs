@@ -49,13 +49,13 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             let scopes = scopes.into_iter().flat_map(|scope| scope.0).collect();
             let new = NewToken { name, role, scopes, expires_at };
             let metadata = by_command_line(id.0);
-            println!("{}", accounts::create_token(&database, id, new, now, &metadata).await?);
+            say!("{}", accounts::create_token(&database, id, new, now, &metadata).await?)?;
         }
         Command::List => {
             for token in accounts::list_tokens(&database).await? {
                 let scopes: Vec<_> = token.scopes.iter().map(|right| right.as_str()).collect();
                 let at = |at: Option<Timestamp>| at.map_or("-".to_owned(), |at| format!("{at:.0}"));
-                println!(
+                say!(
                     "{}  {:8}  {}  only {}  used {}  until {}",
                     token.id,
                     token.role.as_str(),
@@ -63,14 +63,14 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
                     if scopes.is_empty() { "-".to_owned() } else { scopes.join(",") },
                     at(token.last_used_at),
                     at(token.expires_at),
-                );
+                )?;
             }
         }
         Command::Revoke { name } => {
             let id = accounts::token_named(&database, &name).await?;
             let id = id.context("there is no token of that name")?;
             accounts::revoke_token(&database, id, &by_command_line(id.0)).await?;
-            println!("revoked");
+            say!("revoked")?;
         }
     }
     Ok(())
@@ -101,10 +101,14 @@ fn time(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
         Some((number, "h")) => hours(number, 1),
         _ => None,
     };
-    if let Some(hours) = hours {
-        return Ok(now.checked_add(SignedDuration::from_hours(hours))?);
-    }
-    text.parse().with_context(|| format!("{text} is no time: say 30d, 12h or 2027-01-31T00:00:00Z"))
+    let at: Timestamp = match hours {
+        Some(hours) => now.checked_add(SignedDuration::from_hours(hours))?,
+        None => text
+            .parse()
+            .with_context(|| format!("{text} is no time: say 30d, 12h or 2027-01-31T00:00:00Z"))?,
+    };
+    anyhow::ensure!(at > now, "{text} is no time to come: the token would never be good");
+    Ok(at)
 }
 
 #[cfg(test)]
@@ -120,6 +124,9 @@ mod tests {
         assert_eq!(of("2027-01-31T00:00:00Z"), "2027-01-31T00:00:00Z");
         for wrong in ["", "d", "soon", "30", "99999999999d", "2147483647d"] {
             assert_eq!(of(wrong), "", "{wrong}");
+        }
+        for over in ["-5d", "-1h", "0h", "2026-07-29T12:00:00Z", "2025-07-29T12:00:00Z"] {
+            assert_eq!(of(over), "", "{over}");
         }
     }
 }

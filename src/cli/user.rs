@@ -1,9 +1,10 @@
 //! `milepost user`: people's accounts, on the database itself.
 
-use std::io::Read as _;
+use std::io::{self, IsTerminal as _, Read as _, Stdin};
 
 use anyhow::Context as _;
 use milepost_schemas::{AccountId, Role};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 
 use super::token::database;
 use crate::accounts::{self, by_command_line};
@@ -53,37 +54,32 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             let id = AccountId(Clock.id());
             let metadata = by_command_line(id.0);
             accounts::create(&database, id, &email, &password()?, role, &metadata).await?;
-            println!("{email} may log in as {role}");
+            say!("{email} may log in as {role}")?;
         }
         Command::List => {
             for account in accounts::list_accounts(&database).await? {
                 let disabled = account.disabled_at.map(|at| format!("  disabled {at:.0}"));
                 let disabled = disabled.unwrap_or_default();
-                println!(
-                    "{}  {:8}  {}{disabled}",
-                    account.id,
-                    account.role.as_str(),
-                    account.email
-                );
+                say!("{}  {:8}  {}{disabled}", account.id, account.role.as_str(), account.email)?;
             }
         }
         Command::Role { email, role } => {
             change(&database, &email, AccountCommand::Role(role)).await?;
-            println!("{email} is {role} now");
+            say!("{email} is {role} now")?;
         }
         Command::Disable { email, undo: false } => {
             change(&database, &email, AccountCommand::Disable).await?;
-            println!("{email} may not log in any more");
+            say!("{email} may not log in any more")?;
         }
         Command::Disable { email, undo: true } => {
             change(&database, &email, AccountCommand::Enable).await?;
-            println!("{email} may log in again");
+            say!("{email} may log in again")?;
         }
         Command::Password { email } => {
             let id = account(&database, &email).await?;
             let metadata = by_command_line(id.0);
             accounts::set_password(&database, id, &password()?, None, &metadata).await?;
-            println!("{email} has another password");
+            say!("{email} has another password")?;
         }
     }
     Ok(())
@@ -100,11 +96,42 @@ async fn account(database: &Database, email: &str) -> anyhow::Result<AccountId> 
     id.with_context(|| format!("{email} has no account"))
 }
 
-/// What standard input holds, without the end of its line.
+/// What standard input holds, without the end of its line. Who sits at a terminal is asked, and
+/// types unseen.
 fn password() -> anyhow::Result<String> {
     let mut password = String::new();
-    std::io::stdin().read_to_string(&mut password)?;
+    let input = io::stdin();
+    if input.is_terminal() {
+        let _unseen = Unseen::at(&input)?;
+        eprint!("Password: ");
+        input.read_line(&mut password)?;
+    } else {
+        input.lock().read_to_string(&mut password)?;
+    }
     Ok(password.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// A terminal that does not show what is typed, but for the end of a line.
+struct Unseen<'a> {
+    terminal: &'a Stdin,
+    before: Termios,
+}
+
+impl<'a> Unseen<'a> {
+    fn at(terminal: &'a Stdin) -> nix::Result<Self> {
+        let before = tcgetattr(terminal)?;
+        let mut unseen = before.clone();
+        unseen.local_flags.remove(LocalFlags::ECHO);
+        unseen.local_flags.insert(LocalFlags::ECHONL);
+        tcsetattr(terminal, SetArg::TCSAFLUSH, &unseen)?;
+        Ok(Self { terminal, before })
+    }
+}
+
+impl Drop for Unseen<'_> {
+    fn drop(&mut self) {
+        let _ = tcsetattr(self.terminal, SetArg::TCSANOW, &self.before);
+    }
 }
 
 /// The role a word names.

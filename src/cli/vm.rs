@@ -141,9 +141,14 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 
 /// The exit code of an error of any command.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    match error.downcast_ref().map(ServerError::class) {
-        Some(Class::Retryable) => ExitCode::from(EX_TEMPFAIL),
-        Some(Class::Final) | None => ExitCode::FAILURE,
+    exit_code_of(error.downcast_ref().map_or(Class::Final, ServerError::class))
+}
+
+/// The exit code that says whether to try again.
+pub fn exit_code_of(class: Class) -> ExitCode {
+    match class {
+        Class::Retryable => ExitCode::from(EX_TEMPFAIL),
+        Class::Final => ExitCode::FAILURE,
     }
 }
 
@@ -164,7 +169,7 @@ async fn create(args: Create) -> anyhow::Result<()> {
     if args.dry_run {
         let accounts = CloudAccounts::masked(env);
         let plan = plan(&servers(&accounts, args.pace), &accounts.tailscale.client_id, &order)?;
-        print!("{plan}");
+        io::stdout().write_all(plan.to_string().as_bytes())?;
         return Ok(());
     }
     let accounts = CloudAccounts::from_env(env)?;
@@ -187,16 +192,16 @@ async fn destroy(args: Destroy) -> anyhow::Result<()> {
     let accounts = CloudAccounts::from_env(env)?;
     let undone = servers(&accounts, args.pace).destroy(&Undo { target, device_id, key_id }).await?;
     for id in &undone.servers {
-        println!("server {id} is gone");
+        say!("server {id} is gone")?;
     }
     for id in &undone.devices {
-        println!("device {id} is gone");
+        say!("device {id} is gone")?;
     }
     for id in &undone.keys {
-        println!("key {id} is gone");
+        say!("key {id} is gone")?;
     }
     if undone.servers.is_empty() {
-        println!("there was no server");
+        say!("there was no server")?;
     }
     Ok(())
 }
@@ -206,16 +211,20 @@ async fn list(as_json: bool) -> anyhow::Result<()> {
     let list = servers(&accounts, Pace { poll: POLL_SECONDS }).list().await?;
     if as_json {
         let list: Vec<_> = list.iter().map(entry).collect();
-        println!("{:#}", json!({"servers": list}));
+        say!("{:#}", json!({"servers": list}))?;
         return Ok(());
     }
-    println!("{:<12}  {:<48}  {:<12}  {:<15}  {:<25}", "ID", "NAME", "STATUS", "IP", "CREATED");
+    say!("{:<12}  {:<48}  {:<12}  {:<15}  {:<25}", "ID", "NAME", "STATUS", "IP", "CREATED")?;
     for server in &list {
         let ip = server.ip().map_or_else(|| "-".to_owned(), |ip| ip.to_string());
-        println!(
+        say!(
             "{:<12}  {:<48}  {:<12}  {:<15}  {:<25}",
-            server.id, server.name, server.status, ip, server.created
-        );
+            server.id,
+            server.name,
+            server.status,
+            ip,
+            server.created
+        )?;
     }
     Ok(())
 }

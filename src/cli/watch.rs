@@ -2,12 +2,13 @@
 //! pages read.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio_stream::StreamExt as _;
 
-use super::client::Server;
+use super::client::{Client, Server};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -22,11 +23,9 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let client = args.server.client()?;
-    let is_job = client.get::<Value>(&format!("/api/jobs/{}", args.id)).await.is_ok();
-    let kind = if is_job { "job" } else { "agent" };
+    let kind = kind(&client, &args.id).await?;
     let mut messages = std::pin::pin!(client.stream(format!("/api/stream?{kind}={}", args.id)));
-    let mut shown =
-        Shown { lines: 0, terminal: std::io::stdout().is_terminal(), last: String::new() };
+    let mut shown = Shown { lines: 0, terminal: io::stdout().is_terminal(), last: String::new() };
     while let Some(message) = messages.next().await {
         let message = message?;
         let (text, ended) = match message.event.as_str() {
@@ -34,13 +33,24 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             "instance" => instance(&serde_json::from_str(&message.data)?),
             _ => continue,
         };
-        shown.show(&text);
+        shown.show(&text)?;
         if let Some(ok) = ended.filter(|_| !args.follow) {
             anyhow::ensure!(ok, "it did not succeed");
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// What an id is of, as the stream's query names it.
+async fn kind(client: &Client, id: &str) -> anyhow::Result<&'static str> {
+    for (kind, path) in [("job", format!("/api/jobs/{id}")), ("agent", format!("/api/agents/{id}"))]
+    {
+        if client.find::<IgnoredAny>(&path).await?.is_some() {
+            return Ok(kind);
+        }
+    }
+    anyhow::bail!("there is neither a job nor an agent {id}")
 }
 
 /// What stands in the terminal: drawn over in one, printed anew elsewhere.
@@ -51,17 +61,19 @@ struct Shown {
 }
 
 impl Shown {
-    fn show(&mut self, text: &str) {
+    fn show(&mut self, text: &str) -> io::Result<()> {
         if text == self.last {
-            return;
+            return Ok(());
         }
+        let mut out = io::stdout().lock();
         if self.terminal && self.lines > 0 {
-            print!("\x1b[{}A\x1b[J", self.lines);
+            write!(out, "\x1b[{}A\x1b[J", self.lines)?;
         }
-        print!("{text}");
-        drop(std::io::stdout().flush());
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
         self.lines = text.lines().count();
         text.clone_into(&mut self.last);
+        Ok(())
     }
 }
 

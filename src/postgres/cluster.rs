@@ -119,6 +119,8 @@ impl Cluster {
         let path = self.home.join(settings::FILE);
         let partial = self.home.join("milepost.conf.partial");
         fs::write(&partial, settings::text(&self.socket_dir)).doing("writing", &partial)?;
+        // Root writes it, and its owner reads it.
+        place::set_mode(&partial, 0o644)?;
         fs::rename(&partial, &path).doing("renaming", &partial)?;
         if let Some(pid) = self.running() {
             signal(pid, Signal::SIGHUP);

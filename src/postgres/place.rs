@@ -4,7 +4,9 @@ use std::env;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown, symlink};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink,
+};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -16,6 +18,9 @@ use super::{EmbeddedError, settings};
 
 /// Where the cluster goes when the user that runs it cannot reach the data directory.
 const ELSEWHERE: &str = "/var/lib/milepost";
+
+/// The mode of directories that root keeps and the owner enters.
+const OPEN: u32 = 0o755;
 
 /// A socket's path holds 107 bytes on Linux, 103 on macOS and the BSDs.
 const SOCKET_PATH_BYTES_MAX: usize = 103;
@@ -48,9 +53,12 @@ pub(super) fn make_data_dir(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
     fs::canonicalize(data_dir).doing("finding", data_dir)
 }
 
-/// Claims the data directory for as long as the file is open.
-pub(super) fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
-    let path = data_dir.join("postgres.lock");
+/// Claims the data directory for as long as the file `name` in it is open.
+///
+/// # Errors
+/// [`EmbeddedError::InUse`] when another process has, [`EmbeddedError::Io`] for all else.
+pub fn lock(data_dir: &Path, name: &str) -> Result<File, EmbeddedError> {
+    let path = data_dir.join(name);
     let mut options = OpenOptions::new();
     let mut file = options
         .read(true)
@@ -102,7 +110,7 @@ pub(super) async fn home(data_dir: &Path, owner: Option<&Owner>) -> Result<PathB
             // Entered by its owner only.
             None => make_dir(&home, 0o700, None)?,
             // Root keeps the directory that it writes to: only what is inside is the owner's.
-            Some(owner) if can_enter(owner, data_dir).await => make_dir(&home, 0o755, None)?,
+            Some(owner) if can_enter(owner, data_dir).await => make_dir(&home, OPEN, None)?,
             Some(owner) => settle_elsewhere(&home, owner)?,
         }
     }
@@ -131,10 +139,18 @@ pub(super) fn cluster_major(home: &Path) -> Result<Option<u32>, EmbeddedError> {
 /// Makes a directory and gives it to `owner`; one that is there already stays as it is.
 pub(super) fn make_dir(path: &Path, mode: u32, owner: Option<&Owner>) -> Result<(), EmbeddedError> {
     match fs::DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => give(path, owner),
+        Ok(()) => {
+            set_mode(path, mode)?;
+            give(path, owner)
+        }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error).doing("making", path),
     }
+}
+
+/// Gives `path` its mode, whatever this process's umask took of it.
+pub(super) fn set_mode(path: &Path, mode: u32) -> Result<(), EmbeddedError> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).doing("opening up", path)
 }
 
 /// Makes `path` the owner's.
@@ -201,7 +217,10 @@ async fn can_enter(owner: &Owner, dir: &Path) -> bool {
 /// that was deleted does not come back with its old events.
 fn settle_elsewhere(home: &Path, owner: &Owner) -> Result<(), EmbeddedError> {
     let parent = Path::new(ELSEWHERE);
-    fs::create_dir_all(parent).doing("making", parent)?;
+    // Not every system has /var/lib.
+    for dir in [Path::new("/var/lib"), parent] {
+        make_dir(dir, OPEN, None)?;
+    }
     let settled =
         (1..).map(|n| parent.join(format!("postgres-{n}"))).find_map(
             |settled| match fs::create_dir(&settled) {
@@ -211,6 +230,7 @@ fn settle_elsewhere(home: &Path, owner: &Owner) -> Result<(), EmbeddedError> {
         );
     let settled =
         settled.expect("the integers do not end").doing("making a directory in", parent)?;
+    set_mode(&settled, OPEN)?;
     symlink(&settled, home).doing("linking", home)?;
     tracing::info!(
         cluster = %settled.display(), link = %home.display(), user = owner.name,

@@ -578,6 +578,29 @@ async fn doctor_undoes_what_is_due_beside_a_server_that_cannot_and_each_try_is_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn doctor_says_by_its_exit_code_whether_to_look_again() {
+    let world = World::new().await;
+    for (status, code) in [(503, 75), (403, 1)] {
+        // Longer than a service is waited for.
+        let refuse = || {
+            let reply = refusal(status, "words", "of no importance");
+            Fault::Refuse(reply.header("retry-after", 3_600))
+        };
+        for at_hetzner in [true, false] {
+            if at_hetzner {
+                world.clouds.hetzner.fail_next("GET /servers", refuse());
+            } else {
+                let devices = "GET /api/v2/tailnet/{tailnet}/devices";
+                world.clouds.tailscale.fail_next(devices, refuse());
+            }
+            let ended = world.doctor(&[]).await;
+            let said = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!(ended.status.code(), Some(code), "{status} {at_hetzner}: {said}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn doctor_names_the_setting_that_it_lacks() {
     let world = World::new().await;
     for missing in ["DATABASE_URL", "HCLOUD_TOKEN"] {

@@ -4,6 +4,7 @@
 mod ansible_dispatch;
 mod arrows;
 mod browser;
+mod command_line;
 mod compensation;
 mod doubles;
 mod faults;

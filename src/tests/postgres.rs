@@ -327,6 +327,40 @@ async fn root_keeps_the_cluster_where_its_owner_can_enter() {
     assert!(matches!(refusal, EmbeddedError::Unreachable { .. }), "{refusal}");
 }
 
+#[tokio::test]
+async fn root_starts_it_whatever_its_umask_takes_from_others() {
+    if !geteuid().is_root() {
+        return;
+    }
+    for mode in [0o755, 0o700] {
+        let dir = data_dir();
+        fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+        let parent = again("be_a_parent_for_a_moment", dir.path());
+        let output = Command::new("sh")
+            .args(["-c", "umask 077; exec \"$0\" \"$@\""])
+            .arg(parent.as_std().get_program())
+            .args(parent.as_std().get_args())
+            .env("MILEPOST_TEST_DATA_DIR", dir.path())
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .unwrap();
+        let home = dir.path().join("postgres");
+        let _elsewhere = fs::read_link(&home).ok().map(Elsewhere);
+        assert!(output.status.success(), "{mode:o}: {}", text(&output.stdout));
+        assert_eq!(fs::metadata(&home).unwrap().mode() & 0o777, 0o755);
+        let private = fs::metadata(home.join("cluster")).unwrap();
+        assert_eq!(private.mode() & 0o777, 0o700);
+    }
+}
+
+#[tokio::test]
+#[ignore = "the process that root_starts_it_whatever_its_umask_takes_from_others gives an umask"]
+async fn be_a_parent_for_a_moment() {
+    let Some(dir) = given_data_dir() else { return };
+    Embedded::start(&dir).await.unwrap().stop().await.unwrap();
+}
+
 /// A cluster outside of the test's own directory.
 struct Elsewhere(PathBuf);
 

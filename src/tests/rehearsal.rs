@@ -55,7 +55,12 @@ fn statuses(attempt: &Value) -> Vec<&str> {
 async fn the_first_start_has_a_job_that_succeeds() {
     let server = rehearsing("", &[]).await;
     let client = server.client();
-    let agents = client.read("/api/agents").await;
+    // Rows are filled soon after a start.
+    let agents = wait_until("agents are listed", || async {
+        let (status, agents) = client.get("/api/agents").await;
+        (status == 200).then_some(agents)
+    })
+    .await;
     let agent = &agents["agents"][0];
     assert_eq!(agent["name"], "rehearsal-1");
     let job = text(&agent["instance"], "job_id");
@@ -220,6 +225,25 @@ async fn a_killed_run_fails_its_attempt_at_once() {
     let first = &state["timeline"][0];
     assert_eq!(first["error_code"], "RUN_ENDED");
     assert!(text(first, "error_message").contains("signal: 9"), "{first}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_ends_with_a_server_that_was_killed() {
+    let mut server = rehearsing("hang@started", &[]).await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    let state = wait_until("the run is known", || async {
+        let state = client.read(&format!("/api/jobs/{job}")).await;
+        state["timeline"][0]["workflow_run_id"].is_string().then_some(state)
+    })
+    .await;
+    let run = text(&state["timeline"][0], "workflow_run_id");
+    let stat = format!("/proc/{}/stat", run.strip_prefix("rehearsal-").unwrap());
+    // One that has ended and is not taken note of yet is a zombie.
+    let is_alive = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "));
+    assert!(is_alive());
+    server.kill().await;
+    wait_until("the run has ended", || async { (!is_alive()).then_some(()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,18 +45,19 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         by: operator(),
     };
     let mut say = |part: &Part, step: Step| {
-        println!("positions {} to {}: {}", part.first(), part.last(), word(step));
+        // It goes on whether or not somebody reads along.
+        drop(say!("positions {} to {}: {}", part.first(), part.last(), word(step)));
         ControlFlow::Continue(())
     };
     let archived = archive::archive(&app, &order, &mut say).await?;
     if args.dry_run {
         for part in &archived.parts {
-            println!("positions {} to {} would be archived", part.first(), part.last());
+            say!("positions {} to {} would be archived", part.first(), part.last())?;
         }
     }
-    println!("The log is in archives up to position {}.", archived.floor);
+    say!("The log is in archives up to position {}.", archived.floor)?;
     let (first, last) = (archived.next.first(), archived.next.last());
-    println!("Positions {first} to {last} stay: {}.", archived.limit);
+    say!("Positions {first} to {last} stay: {}.", archived.limit)?;
     Ok(())
 }
 

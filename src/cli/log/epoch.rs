@@ -36,17 +36,17 @@ async fn begin(args: &Args, url: String) -> anyhow::Result<()> {
     let database = Database::new(&url)?;
     let begun = epoch::begin(&database, Clock.now(), operator(), reason, &file).await?;
     let Begun { former_epoch, epoch, position, is_agreed } = begun;
-    println!(
+    say!(
         "Epoch {epoch} has begun with position {position}, after epoch {former_epoch}. Subscribers \
          begin anew; checkpoints are signed under a new origin."
-    );
+    )?;
     if !is_agreed {
-        println!(
+        say!(
             "This machine has no key at {}. One that seals goes on only when it is told so there, \
              beside its key:\n\n    echo {epoch} > {}\n",
             file.path().display(),
             file.epoch_path().file_name().unwrap_or_default().display(),
-        );
+        )?;
     }
     Ok(())
 }

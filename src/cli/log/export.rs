@@ -25,7 +25,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (directory, format) = (&args.directory, args.format);
     let exported = bundle::export(&database, directory, format, CONNECTIONS, archive).await?;
     let manifest = exported.manifest;
-    println!(
+    say!(
         "{} events of {} are in {}, under the root {}: {} parts written, {} were there",
         manifest.size,
         manifest.origin,
@@ -33,7 +33,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         manifest.root,
         exported.parts_written,
         exported.parts_kept,
-    );
-    println!("milepost log verify --bundle {} --key KEY", args.directory.display());
+    )?;
+    say!("milepost log verify --bundle {} --key KEY", args.directory.display())?;
     Ok(())
 }

@@ -16,7 +16,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "{path} holds no key yet; the server makes one when it seals for the first time"
     );
     let key = file.add()?;
-    println!("A new key is in {path}: {}", hex::encode(key.public()));
-    println!("The server that seals takes it over within seconds, and records that it did.");
+    say!("A new key is in {path}: {}", hex::encode(key.public()))?;
+    say!("The server that seals takes it over within seconds, and records that it did.")?;
     Ok(())
 }

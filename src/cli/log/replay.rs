@@ -88,15 +88,16 @@ struct Delivery {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut states = States { wanted: args.stream.clone(), ..States::default() };
+    let mut printed = Ok(());
     let mut take = |line: &Line| {
         if args.at.is_some_and(|at| at.is_before(line)) {
             return false;
         }
         if args.events && states.wants(line.stream) {
-            println!("{}", line.text);
+            printed = say!("{}", line.text);
         }
         states.fold(line);
-        true
+        printed.is_ok()
     };
     if let Some(directory) = &args.bundle {
         from_bundle(directory, &mut take)?;
@@ -109,8 +110,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             from_server(&args.server, after, &mut take).await?;
         }
     }
+    printed?;
     for state in states.print(Clock.now()) {
-        println!("{state}");
+        say!("{state}")?;
     }
     Ok(())
 }

@@ -31,7 +31,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     while let Some(message) = messages.next().await {
         let message = message?;
         match message.event.as_str() {
-            "recorded" => println!("{}", message.data),
+            "recorded" => say!("{}", message.data)?,
             "reset" => eprintln!("milepost: the log began anew: {}", message.data),
             _ => {}
         }

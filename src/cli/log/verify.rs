@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 it is as it was signed; 1 it cannot be said; 3 something is wrong.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -59,12 +60,16 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         verify::database(&database, trust, args.connections, Clock.now()).await?
     };
     let seconds = begun.elapsed().as_secs_f64();
-    if args.json {
-        println!("{:#}", as_json(&report, pinned, seconds));
+    let printed = if args.json {
+        say!("{:#}", as_json(&report, pinned, seconds))
     } else {
-        print(&report, pinned, seconds);
+        print(&report, pinned, seconds)
+    };
+    if !report.is_clean() {
+        return Ok(ExitCode::from(FOUND));
     }
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+    printed?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn trust(args: &Args) -> anyhow::Result<Trust> {
@@ -99,54 +104,59 @@ fn read_keys(given: &str) -> anyhow::Result<Vec<VerifierKey>> {
     Ok(lines.map(str::parse).collect::<Result<_, _>>()?)
 }
 
-fn print(report: &Report, pinned: bool, seconds: f64) {
+fn print(report: &Report, pinned: bool, seconds: f64) -> io::Result<()> {
     for finding in &report.findings {
-        println!("WRONG  {finding}");
+        say!("WRONG  {finding}")?;
     }
     if report.found > report.findings.len() as u64 {
-        println!("       and {} more", report.found - report.findings.len() as u64);
+        say!("       and {} more", report.found - report.findings.len() as u64)?;
     }
     let Report { events, sealed, checkpoints, tiles, streams, .. } = report;
-    println!(
+    say!(
         "{events} events of {streams} streams read in {seconds:.1} s, {checkpoints} checkpoints and \
          {tiles} tiles compared"
-    );
+    )?;
     if let Some(root) = report.root {
-        println!("{sealed} of them are sealed, under the root {root}");
+        say!("{sealed} of them are sealed, under the root {root}")?;
     }
     for BegunEpoch { position, event } in &report.epochs {
         let signed =
             event.signed_size.map_or("nobody knew how many".to_owned(), |it| it.to_string());
-        println!(
+        say!(
             "Epoch {} was begun at position {position}, after epoch {} with {} events, of which {signed} \
              had been signed, by {:?}: {:?}. Only whoever runs the log can say whether that was meant",
-            event.epoch, event.former_epoch, event.size, event.begun_by, event.reason,
-        );
+            event.epoch,
+            event.former_epoch,
+            event.size,
+            event.begun_by,
+            event.reason,
+        )?;
     }
     if report.archived > 0 {
-        println!(
+        say!(
             "{} events are archived in {} and were not read: of them only hashes were checked. Give \
              --archive to read them too",
             report.archived,
             report.archives.join(", "),
-        );
+        )?;
     }
     if report.callbacks + report.callbacks_unchecked > 0 {
-        println!(
+        say!(
             "{} signatures of callbacks hold, {} could not be checked: their body was kept as a hash, \
              or their secret is not here",
-            report.callbacks, report.callbacks_unchecked
-        );
+            report.callbacks,
+            report.callbacks_unchecked
+        )?;
     }
     if !pinned {
-        println!(
+        say!(
             "The keys were taken from the log itself: who rewrote all of it could have signed it. \
              Give --key, or --checkpoint, from elsewhere."
-        );
+        )?;
     }
     match report.first() {
-        None => println!("Nothing is wrong."),
-        Some(first) => println!("\nFirst: {first}"),
+        None => say!("Nothing is wrong."),
+        Some(first) => say!("\nFirst: {first}"),
     }
 }
 

@@ -29,6 +29,8 @@ pub async fn run(app: &App, order: AttemptOrder) {
             return;
         }
     };
+    // The kernel closes this end of its input with this process, and then it ends too.
+    let _held = child.stdin.take();
     let workflow_run_id = child.id().map(|pid| format!("rehearsal-{pid}"));
     let report = Report::Dispatched { workflow_run_id, run_url: None };
     super::tell(app, &order, report).await;
@@ -71,10 +73,11 @@ fn start(app: &App, order: &AttemptOrder) -> std::io::Result<Child> {
         }
     }
     rehearse
+        .arg("--until-input-ends")
         .args(["--attempt", &order.attempt.to_string()])
         .args(["--callback-url", &format!("{}/api/webhooks/github", app.config.loopback_url())])
         .env(SECRET_VARIABLE, secret)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true)
