@@ -431,7 +431,7 @@ fn pause(
     default: Duration,
     wrong: &mut Vec<String>,
 ) -> Duration {
-    let Some(text) = get(name) else { return default };
+    let Some(text) = get(name).filter(|text| !text.trim().is_empty()) else { return default };
     let seconds = text.trim().parse().ok();
     let pause = seconds.and_then(|it| Duration::try_from_secs_f64(it).ok());
     pause.filter(|it| !it.is_zero()).unwrap_or_else(|| {

@@ -158,7 +158,7 @@ async fn input_ended() -> anyhow::Result<()> {
     let input = std::io::stdin().as_fd().try_clone_to_owned()?;
     let mut input = pipe::Receiver::from_owned_fd(input).context("standard input is no pipe")?;
     // Nothing is ever written: whatever comes is the end.
-    input.read(&mut [0]).await?;
+    let _nothing = input.read(&mut [0]).await?;
     anyhow::bail!("the server that has started this is gone")
 }
 

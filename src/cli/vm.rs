@@ -169,7 +169,7 @@ async fn create(args: Create) -> anyhow::Result<()> {
     if args.dry_run {
         let accounts = CloudAccounts::masked(env);
         let plan = plan(&servers(&accounts, args.pace), &accounts.tailscale.client_id, &order)?;
-        io::stdout().write_all(plan.to_string().as_bytes())?;
+        io::stdout().write_all(plan.as_bytes())?;
         return Ok(());
     }
     let accounts = CloudAccounts::from_env(env)?;
