@@ -92,6 +92,13 @@ impl People {
         email.map_or_else(|| actor.to_owned(), |email| format!("account:{email}"))
     }
 
+    /// The other way round: an actor as events name them, whichever way somebody wrote it.
+    pub fn written(&self, said: &str) -> String {
+        let email = said.strip_prefix("account:").unwrap_or_default();
+        let known = self.0.iter().find(|(_, known)| known.eq_ignore_ascii_case(email));
+        known.map_or_else(|| said.to_owned(), |(id, _)| format!("account:{id}"))
+    }
+
     /// Everybody, as events name them and as people do; in an order.
     pub fn all(&self) -> Vec<(String, String)> {
         let mut all: Vec<_> = self

@@ -28,8 +28,9 @@ pub type Table = [(&'static str, &'static [(&'static str, Needs)])];
 static ROWS: LazyLock<HashMap<&str, &[(&str, Needs)]>> =
     LazyLock::new(|| ROUTES.iter().chain(PAGES).copied().collect());
 
-/// What a request takes; `None` for a route that no table has.
-pub fn needs(route: &str, method: &Method, query: &str) -> Option<Needs> {
+/// What a request takes, and the right that one of its parameters takes as well; `None` for a route
+/// that no table has.
+pub fn needs(route: &str, method: &Method, query: &str) -> Option<(Needs, Option<Right>)> {
     let row = ROWS.get(route)?;
     // Who may get something may ask about it.
     let method = if *method == Method::HEAD { "get" } else { &method.as_str().to_lowercase() };
@@ -39,7 +40,7 @@ pub fn needs(route: &str, method: &Method, query: &str) -> Option<Needs> {
         form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == parameter)
     };
     let further = PARAMETERS.iter().find(|(path, parameter, _)| *path == route && asks(parameter));
-    Some(further.map_or(needs, |(.., right)| Needs::Right(*right)))
+    Some((needs, further.map(|(.., right)| *right)))
 }
 
 #[cfg(test)]
@@ -48,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_route_takes_what_its_row_says() {
-        let of = |method: Method, path| needs(path, &method, "");
+        let of = |method: Method, path| needs(path, &method, "").map(|(needs, _)| needs);
         assert_eq!(of(Method::GET, "/api/jobs"), Some(Needs::Right(Right::See)));
         assert_eq!(of(Method::HEAD, "/api/jobs"), Some(Needs::Right(Right::See)));
         assert_eq!(of(Method::POST, "/api/jobs/{id}/cancel"), Some(Needs::Right(Right::Operate)));
@@ -57,11 +58,12 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_may_take_more() {
+    fn a_parameter_may_take_another_right_as_well() {
         let of = |query| needs("/api/stream", &Method::GET, query);
-        assert_eq!(of("agent=all"), Some(Needs::Right(Right::See)));
-        assert_eq!(of("agent=all&events=all"), Some(Needs::Right(Right::Events)));
-        assert_eq!(of("%65vents=all"), Some(Needs::Right(Right::Events)));
+        let see = Needs::Right(Right::See);
+        assert_eq!(of("agent=all"), Some((see, None)));
+        assert_eq!(of("agent=all&events=all"), Some((see, Some(Right::Events))));
+        assert_eq!(of("%65vents=all"), Some((see, Some(Right::Events))));
     }
 
     #[test]

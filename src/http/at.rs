@@ -12,6 +12,7 @@ use milepost_schemas::Position;
 
 use super::problem::Problem;
 use crate::app::App;
+use crate::log::DatabaseError;
 
 /// The parameter's name.
 const NAME: &str = "at";
@@ -55,34 +56,34 @@ impl Past {
     /// The place that was written: a position, or a time, which is the last position by then.
     ///
     /// # Errors
-    /// 400 for what is neither; 404 for what has not happened yet; 503 when the log cannot be read.
+    /// 400 for what is neither; 404 for what has not happened yet; 410 up to the floor, where not all
+    /// of what there was is here; 503 when the log cannot be read.
     pub async fn find(app: &App, name: &str, text: &str) -> Result<Self, Problem> {
-        let written = parse(text).ok_or_else(|| {
-            let detail = format!(
-                "{name}={text} is neither a position (18234) nor a time (2026-07-29T12:04:31Z)"
-            );
-            Problem::bad_request(detail)
-        })?;
-        let (epoch, head) = app.log.head().await?;
-        let position = match written {
-            Written::Position(position) => Position(position),
-            Written::Time(time) if time > app.clock.now() => return Err(beyond(head)),
-            Written::Time(time) => app.log.position_by(time, head).await?,
-        };
-        if position > head {
-            return Err(beyond(head));
+        let (position, head) = place(app, name, text).await?;
+        let recorded_at = app.log.time_by(position).await?;
+        // Behind the read: what leaves the database in between is noticed. The event at the floor
+        // itself may be archived, and with it the `now` of every duration.
+        let floor = app.log.floor().await?;
+        if position > Position::START && position <= floor {
+            return Err(DatabaseError::Archived { floor }.into());
         }
-        let began = Timestamp::from_second(epoch).unwrap_or(Timestamp::UNIX_EPOCH);
-        let recorded_at = app.log.time_of(position).await?.unwrap_or(began);
+        let began = Timestamp::from_second(app.log.feed().epoch());
+        let recorded_at = recorded_at.unwrap_or(began.unwrap_or(Timestamp::UNIX_EPOCH));
         Ok(Self { position, recorded_at, head })
     }
-}
 
-impl Past {
+    /// The last position of a range that ends at a place.
+    ///
+    /// # Errors
+    /// As [`place`].
+    pub async fn find_to(app: &App, name: &str, text: &str) -> Result<Position, Problem> {
+        Ok(place(app, name, text).await?.0)
+    }
+
     /// The position before the first event from a place on: of a position itself, or of a time.
     ///
     /// # Errors
-    /// As [`Self::find`].
+    /// As [`place`].
     pub async fn find_from(app: &App, name: &str, text: &str) -> Result<Position, Problem> {
         if let Some(Written::Time(time)) = parse(text) {
             let (_, head) = app.log.head().await?;
@@ -90,9 +91,29 @@ impl Past {
             let before = time.saturating_sub(SignedDuration::from_micros(1));
             return Ok(app.log.position_by(before.unwrap_or(time), head).await?);
         }
-        let position = Self::find(app, name, text).await?.position;
+        let (position, _) = place(app, name, text).await?;
         Ok(Position(position.0.saturating_sub(1)))
     }
+}
+
+/// The position that was written, and the log's head.
+///
+/// # Errors
+/// 400 for what is no place; 404 for what has not happened yet; 503 when the log cannot be read.
+async fn place(app: &App, name: &str, text: &str) -> Result<(Position, Position), Problem> {
+    let written = parse(text).ok_or_else(|| {
+        let detail = format!(
+            "{name}={text} is neither a position (18234) nor a time (2026-07-29T12:04:31Z)"
+        );
+        Problem::bad_request(detail)
+    })?;
+    let (_, head) = app.log.head().await?;
+    let position = match written {
+        Written::Position(position) => Position(position),
+        Written::Time(time) if time > app.clock.now() => return Err(beyond(head)),
+        Written::Time(time) => app.log.position_by(time, head).await?,
+    };
+    if position > head { Err(beyond(head)) } else { Ok((position, head)) }
 }
 
 /// What comes later may be anything: an answer would not be the same tomorrow.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN, USER_AGENT};
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap, Method, StatusCode};
+use axum::http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use milepost_schemas::{Metadata, Right};
@@ -80,24 +80,24 @@ pub async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next)
 
 async fn admit(
     app: &App,
-    needs: Option<Needs>,
+    needs: Option<(Needs, Option<Right>)>,
     route: &str,
     method: &Method,
     headers: &HeaderMap,
 ) -> Result<Option<Actor>, Problem> {
+    let Some((needs, further)) = needs else {
+        tracing::error!(route, "the route has no row in the table of rights");
+        return Err(Problem::forbidden("Nobody may use this route"));
+    };
     let right = match needs {
         // The router says that it takes other methods.
-        Some(Needs::OtherMethod) => return Ok(None),
-        Some(Needs::Nobody) => {
+        Needs::OtherMethod => return Ok(None),
+        Needs::Nobody => {
             refuse_cross_origin(method, headers)?;
             return Ok(None);
         }
-        Some(Needs::Somebody) => None,
-        Some(Needs::Right(right)) => Some(right),
-        None => {
-            tracing::error!(route, "the route has no row in the table of rights");
-            return Err(Problem::forbidden("Nobody may use this route"));
-        }
+        Needs::Somebody => None,
+        Needs::Right(right) => Some(right),
     };
     let actor = authenticate(app, headers).await?;
     let actor = actor
@@ -105,11 +105,9 @@ async fn admit(
     if actor.is_person() {
         refuse_cross_origin(method, headers)?;
     }
-    match right {
-        Some(right) if !actor.holder.may(right) => {
-            Err(refuse(app, &actor, right, method, route).await)
-        }
-        _ => Ok(Some(actor)),
+    match right.into_iter().chain(further).find(|right| !actor.holder.may(*right)) {
+        Some(right) => Err(refuse(app, &actor, right, method, route).await),
+        None => Ok(Some(actor)),
     }
 }
 
@@ -163,7 +161,8 @@ impl FromRequestParts<Arc<App>> for Visitor {
 
 async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Option<Actor>, Problem> {
     let (database, now) = (app.log.database(), app.clock.now());
-    let holder = if let Some(value) = headers.get(AUTHORIZATION) {
+    let credentials = headers.get(AUTHORIZATION).filter(|value| !is_basic(value));
+    let holder = if let Some(value) = credentials {
         // Whoever sends both is taken for what they say, not for what their browser adds.
         let pair = value.to_str().ok().and_then(|value| value.split_once(' '));
         match pair.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) {
@@ -176,6 +175,13 @@ async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Option<Actor>, P
         None
     };
     Ok(holder.map(|holder| Actor { name: holder.name(), holder }))
+}
+
+/// Whether that is a password for a proxy in front of this server: browsers send it along with the
+/// cookie, and there is no such way in here.
+fn is_basic(value: &HeaderValue) -> bool {
+    let scheme = value.as_bytes().split(|byte| *byte == b' ').next();
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"basic"))
 }
 
 /// Who stands at the door with a request.

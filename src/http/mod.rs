@@ -8,6 +8,7 @@ mod open;
 pub mod pages;
 pub mod problem;
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
+use http_body_util::LengthLimitError;
 use milepost_schemas::Right::{Administer, Audit, Events, Operate, See};
 
 use crate::app::App;
@@ -159,7 +161,7 @@ pub const PAGES: &Table = &[
     ("/assets/{*path}", &[("get", Nobody)]),
 ];
 
-/// Parameters with which a route takes another right than without.
+/// Parameters with which a route takes another right as well.
 pub const PARAMETERS: &[(&str, &str, milepost_schemas::Right)] =
     &[("/api/stream", "events", Events)];
 
@@ -294,6 +296,5 @@ pub async fn read_body(
 }
 
 fn is_length_limit(error: &axum::Error) -> bool {
-    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
-        .any(|error| error.to_string().contains("length limit"))
+    error.source().is_some_and(|error| error.is::<LengthLimitError>())
 }

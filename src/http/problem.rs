@@ -265,7 +265,9 @@ impl From<ExecuteError> for Problem {
             ExecuteError::Unreadable(why) => {
                 tracing::error!(why, "an event cannot be read");
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
-                Self::new(status, "unreadable", "An event cannot be read", why)
+                let detail =
+                    "This version cannot read an event that it needs; its own log says which";
+                Self::new(status, "unreadable", "An event cannot be read", detail)
             }
         }
     }

@@ -88,6 +88,24 @@ pub(super) async fn require_versions<C: GenericClient>(
     }
 }
 
+/// Makes sure that nothing of streams that were read up to a position has left the database. Up to
+/// the floor and beyond, [`require_versions`] sees that; below it, where the last event of a stream
+/// may be all that is here and stands behind the position, the stream looks empty.
+///
+/// # Errors
+/// [`DatabaseError::Archived`] where something has.
+pub(super) async fn require_upto<C: GenericClient>(
+    client: &C,
+    streams: &[StreamId],
+    upto: Position,
+) -> Result<(), DatabaseError> {
+    let floor = floor(client).await?;
+    if upto == Position::START || upto >= floor || thinned(client, streams).await?.is_empty() {
+        return Ok(());
+    }
+    Err(DatabaseError::Archived { floor })
+}
+
 /// Of newest events, in descending order, those behind which nothing has left the database.
 pub(super) async fn until_archived<C: GenericClient>(
     client: &C,

@@ -5,7 +5,7 @@ use milepost_schemas::{EventType, Position, StreamId};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::floor::{floor, require_range, require_versions};
+use super::floor::{floor, require_range, require_upto, require_versions};
 use super::read::{COLUMNS, committed};
 use super::{Committed, DatabaseError, Escape, EventFilter, Log, READ_EVENTS_MAX};
 
@@ -88,7 +88,7 @@ impl Log {
     /// Reads whole streams up to a position, by position.
     ///
     /// # Errors
-    /// [`DatabaseError`] when the database cannot be asked.
+    /// [`DatabaseError::Archived`] where not all of it is here.
     pub async fn read_streams_upto(
         &self,
         streams: &[StreamId],
@@ -100,7 +100,9 @@ impl Log {
              ORDER BY position"
         );
         let events = self.select(&sql, &[&ids, &signed(upto)]).await?;
-        require_versions(&**self.database.get().await?, &events, 1).await?;
+        let client = self.database.get().await?;
+        require_versions(&**client, &events, 1).await?;
+        require_upto(&**client, streams, upto).await?;
         Ok(events)
     }
 
@@ -176,7 +178,7 @@ impl Log {
     }
 
     /// The last position that was recorded by a time, found by bisection: time never goes back in
-    /// the log.
+    /// the log. Among archived events it is the last position before one that is here and is later.
     ///
     /// # Errors
     /// [`DatabaseError`] when the database cannot be asked.
@@ -186,26 +188,27 @@ impl Log {
         head: Position,
     ) -> Result<Position, DatabaseError> {
         // Of everything up to `low` it is known that it was recorded by then, of `high` that not.
-        // Below the floor there is nobody to ask, and nothing to show.
-        let (mut low, mut high) = (self.floor().await?.0, head.0 + 1);
+        let (mut low, mut high) = (0, head.0 + 1);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            match self.time_of(Position(middle)).await? {
-                Some(recorded_at) if recorded_at <= time => low = middle,
-                _ => high = middle,
+            match self.time_by(Position(middle)).await? {
+                Some(recorded_at) if recorded_at > time => high = middle,
+                _ => low = middle,
             }
         }
         Ok(Position(low))
     }
 
-    /// When the event at a position was recorded.
+    /// When the event at a position was recorded; where that is archived, the last one before it
+    /// that is here.
     ///
     /// # Errors
     /// [`DatabaseError`] when the database cannot be asked.
-    pub async fn time_of(&self, at: Position) -> Result<Option<Timestamp>, DatabaseError> {
+    pub async fn time_by(&self, at: Position) -> Result<Option<Timestamp>, DatabaseError> {
         let client = self.database.get().await?;
-        let statement =
-            client.prepare_cached("SELECT recorded_at FROM event WHERE position = $1").await?;
+        let sql = "SELECT recorded_at FROM event WHERE position <= $1 \
+                   ORDER BY position DESC LIMIT 1";
+        let statement = client.prepare_cached(sql).await?;
         let row = client.query_opt(&statement, &[&signed(at)]).await?;
         Ok(row.map(|row| row.get(0)))
     }
@@ -234,7 +237,11 @@ impl Log {
         match direction {
             // A search back ends at the floor; one that begins below it would pass over a gap.
             Direction::Down if search.filter.streams.is_empty() => {
-                low = low.max(self.floor().await?.0).min(high);
+                let floor = self.floor().await?;
+                if low < high && high <= floor.0 {
+                    return Err(DatabaseError::Archived { floor });
+                }
+                low = low.max(floor.0).min(high);
             }
             Direction::Down | Direction::Up => {
                 let range = (after, upto.max(after));

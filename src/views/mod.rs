@@ -11,10 +11,11 @@ pub mod past;
 mod runner;
 mod status;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use milepost_projections::board::Boards;
+use milepost_projections::board::{Boards, InstanceStatus};
 use milepost_projections::job::{JobStatus, Jobs};
 use milepost_projections::steps::COUNT;
 use milepost_projections::usual::JOBS_MAX;
@@ -61,6 +62,21 @@ const USUAL_AGE_MAX: Duration = Duration::from_secs(5);
 /// The usual durations, and when they were read.
 type KeptUsual = (Instant, [Option<UsualDuration>; COUNT]);
 
+/// Where an agent may need a person: it has failed, or what is under way is late or silent.
+const UNSETTLED: [InstanceStatus; 3] =
+    [InstanceStatus::Failed, InstanceStatus::Provisioning, InstanceStatus::Pending];
+
+/// Agents for one page.
+#[derive(Debug)]
+pub struct Overview {
+    /// The newest [`LIST_ROWS_MAX`], and as many older ones of each status that may need a person.
+    pub boards: Vec<Board>,
+    /// Up to where they are whole.
+    pub position: Position,
+    /// How many agents there are.
+    pub total: usize,
+}
+
 /// The views' tables; cheap to clone.
 #[derive(Clone)]
 pub struct Views {
@@ -82,24 +98,41 @@ impl Views {
         }
     }
 
-    /// All agents, as [`Self::rows`] has them.
+    /// The newest agents, and of older ones those that may need a person; at least as new as
+    /// `at_least` if the view gets there in 1 s, and up to where they are whole.
     ///
     /// # Errors
     /// [`ExecuteError::Database`] when the view cannot be read, or has no rows yet.
-    pub async fn boards(&self, at_least: Position) -> Result<(Vec<Board>, Position), ExecuteError> {
-        self.rows::<Boards>(at_least).await
+    pub async fn overview(&self, at_least: Position) -> Result<Overview, ExecuteError> {
+        let (newest, position) =
+            self.rows_before::<Boards>(at_least, Uuid::max(), LIST_ROWS_MAX).await?;
+        let mut boards: BTreeMap<Uuid, Board> = newest.into_iter().collect();
+        let mut total = boards.len();
+        if total == LIST_ROWS_MAX {
+            for status in UNSETTLED {
+                let some = self.labelled::<Boards>(at_least, status.as_str(), Uuid::nil()).await?;
+                for (key, board) in some {
+                    boards.entry(key).or_insert(board);
+                }
+            }
+            let counts = self.counts::<Boards>(at_least).await?;
+            total = counts.iter().map(|(_, count)| *count as usize).sum();
+        }
+        Ok(Overview { boards: boards.into_values().collect(), position, total })
     }
 
-    /// The newest rows of a view, at least as new as `at_least` if it gets there in 1 s; and up to
-    /// where they are whole.
+    /// The newest rows of a view, before a key if one is given, at least as new as `at_least` if it
+    /// gets there in 1 s; and up to where they are whole.
     ///
     /// # Errors
     /// [`ExecuteError::Database`] when the view cannot be read, or has no rows yet.
     pub async fn rows<P: Projection>(
         &self,
         at_least: Position,
+        before: Option<Uuid>,
     ) -> Result<(Vec<P::State>, Position), ExecuteError> {
-        let (rows, position) = self.rows_before::<P>(at_least, Uuid::max(), LIST_ROWS_MAX).await?;
+        let before = before.unwrap_or(Uuid::max());
+        let (rows, position) = self.rows_before::<P>(at_least, before, LIST_ROWS_MAX).await?;
         Ok((rows.into_iter().map(|(_, state)| state).collect(), position))
     }
 

@@ -81,12 +81,16 @@ pub struct JobsFound {
     pub next_before: Option<JobId>,
 }
 
-/// The agents there were, the newest first; at most [`LIST_ROWS_MAX`].
+/// The agents there were, before one if it is given, the newest first; at most [`LIST_ROWS_MAX`].
 ///
 /// # Errors
 /// [`ExecuteError`] when the log cannot be read.
-pub async fn boards_at(log: &Log, upto: Position) -> Result<Vec<Board>, ExecuteError> {
-    let born = log.read_births(Birth::Agent, upto, None, LIST_ROWS_MAX).await?;
+pub async fn boards_at(
+    log: &Log,
+    upto: Position,
+    before: Option<Uuid>,
+) -> Result<Vec<Board>, ExecuteError> {
+    let born = log.read_births(Birth::Agent, upto, before, LIST_ROWS_MAX).await?;
     let mut boards = Vec::with_capacity(born.len());
     for chunk in born.chunks(CHUNK) {
         let mut folded = fold_boards(log, chunk, upto, Reach::Whole).await?;
@@ -95,12 +99,16 @@ pub async fn boards_at(log: &Log, upto: Position) -> Result<Vec<Board>, ExecuteE
     Ok(boards)
 }
 
-/// The nodes there were, the newest first; at most [`LIST_ROWS_MAX`].
+/// The nodes there were, before one if it is given, the newest first; at most [`LIST_ROWS_MAX`].
 ///
 /// # Errors
 /// [`ExecuteError`] when the log cannot be read.
-pub async fn nodes_at(log: &Log, upto: Position) -> Result<Vec<NodeRow>, ExecuteError> {
-    let born = log.read_births(Birth::Node, upto, None, LIST_ROWS_MAX).await?;
+pub async fn nodes_at(
+    log: &Log,
+    upto: Position,
+    before: Option<Uuid>,
+) -> Result<Vec<NodeRow>, ExecuteError> {
+    let born = log.read_births(Birth::Node, upto, before, LIST_ROWS_MAX).await?;
     let mut rows = Vec::with_capacity(born.len());
     for chunk in born.chunks(CHUNK) {
         let mut folded = fold_nodes(log, chunk, upto, Reach::Whole).await?;

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
 use milepost_projections::Board;
 use milepost_projections::answers::{AgentAnswer, AgentRow, InstanceAnswer};
+use milepost_projections::board::Boards;
 use milepost_schemas::{AgentId, InstanceId, JobId};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +32,12 @@ pub struct NewAgent {
 #[derive(Debug, Default, Deserialize)]
 pub struct Order {
     region: Option<String>,
+}
+
+/// The query of `GET /api/agents`.
+#[derive(Debug, Deserialize)]
+pub struct Older {
+    before: Option<AgentId>,
 }
 
 /// A list of agents.
@@ -79,17 +87,24 @@ pub async fn make(
     Ok(agent_id)
 }
 
-/// `GET /api/agents?at=`.
+/// `GET /api/agents?before=&at=`.
 ///
 /// # Errors
 /// 400 for a place in the log that is none; 404 for one that is still to come; 503 when the view
 /// cannot be read.
-pub async fn list(State(app): State<Arc<App>>, _: Actor, at: At) -> Result<Json<Agents>, Problem> {
+pub async fn list(
+    State(app): State<Arc<App>>,
+    _: Actor,
+    query: Result<Query<Older>, QueryRejection>,
+    at: At,
+) -> Result<Json<Agents>, Problem> {
+    let Query(Older { before }) = query?;
+    let before = before.map(|agent| agent.0);
     let boards = if let Some(past) = at.0 {
-        views::past::boards_at(&app.log, past.position).await?
+        views::past::boards_at(&app.log, past.position, before).await?
     } else {
         let (_, head) = app.log.head().await?;
-        app.views.boards(head).await?.0
+        app.views.rows::<Boards>(head, before).await?.0
     };
     let now = at.now(&app);
     let answers = boards.iter().filter_map(|board| InstanceAnswer::of(board, now));

@@ -24,7 +24,7 @@ const LIST_DEFAULT: usize = 100;
 
 /// `GET /api/events?after=&before=&from=&to=&limit=&stream=&agent=&node=&type=&actor=&text=` →
 /// `{"events":[…],"looked_to":N,"head":N}`, ascending, with `before` descending; at most 1,000 an
-/// answer. `stream` and `type` may be repeated.
+/// answer. `stream` and `type` may be repeated: any of them will do, and all else must hold too.
 ///
 /// # Errors
 /// 400 for a filter that makes no sense; 404 for a place in the log that is still to come.
@@ -99,7 +99,7 @@ pub struct Query {
     pub agent: Option<AgentId>,
     /// Only those of this node and its jobs.
     pub node: Option<NodeId>,
-    /// Only those that this actor caused.
+    /// Only those that this actor caused; people by id or by address.
     pub actor: Option<String>,
     /// Only those whose body says this somewhere.
     pub text: Option<String>,
@@ -162,19 +162,35 @@ impl Query {
         if self.before.is_some() { Direction::Down } else { Direction::Up }
     }
 
-    /// What it searches for; agents and nodes by their streams.
+    /// What it searches for, agents and nodes by their streams; `None` where no stream is of all that
+    /// are named.
     ///
     /// # Errors
     /// 503 when the log cannot be read.
-    async fn search(&self, app: &App) -> Result<Search, Problem> {
+    async fn search(&self, app: &App) -> Result<Option<Search>, Problem> {
         let mut filter = self.filter.clone();
-        if let Some(agent) = self.agent {
-            filter.streams.extend(streams_of_agent(&app.log, agent).await?);
+        let of_agent = match self.agent {
+            Some(agent) => Some(streams_of_agent(&app.log, agent).await?),
+            None => None,
+        };
+        let of_node = match self.node {
+            Some(node) => Some(streams_of_node(&app.log, node).await?),
+            None => None,
+        };
+        for streams in [of_agent, of_node].into_iter().flatten() {
+            if filter.streams.is_empty() {
+                filter.streams = streams;
+                continue;
+            }
+            filter.streams.retain(|stream| streams.contains(stream));
+            // None at all would ask for every stream.
+            if filter.streams.is_empty() {
+                return Ok(None);
+            }
         }
-        if let Some(node) = self.node {
-            filter.streams.extend(streams_of_node(&app.log, node).await?);
-        }
-        Ok(Search { filter, actor: self.actor.clone(), text: self.text.clone() })
+        let people = app.access.people();
+        let actor = self.actor.as_deref().map(|actor| people.written(actor));
+        Ok(Some(Search { filter, actor, text: self.text.clone() }))
     }
 
     /// The positions it allows, cursors apart: after the first, up to the second.
@@ -187,7 +203,7 @@ impl Query {
             None => Position::START,
         };
         let high = match &self.to {
-            Some(to) => Past::find(app, "to", to).await?.position,
+            Some(to) => Past::find_to(app, "to", to).await?,
             None => head,
         };
         Ok((low, high))
@@ -201,9 +217,16 @@ impl Query {
     pub async fn find(&self, app: &App, head: Position, limit: usize) -> Result<Found, Problem> {
         let (low, high) = self.bounds(app, head).await?;
         let low = self.after.map_or(low, |after| after.max(low));
-        let high =
-            self.before.map_or(high, |before| Position(before.0.saturating_sub(1)).min(high));
-        let search = self.search(app).await?;
+        let below = |before: Position| Position(before.0.saturating_sub(1));
+        // A page of the past ends there, whatever it is asked for.
+        let high = self.before.map_or(high, |before| below(before).min(high)).min(head);
+        let Some(search) = self.search(app).await? else {
+            let looked_to = match self.direction() {
+                Direction::Up => high.max(low),
+                Direction::Down => low.next(),
+            };
+            return Ok(Found { events: Vec::new(), looked_to, is_whole: true });
+        };
         Ok(app.log.search(&search, low, high, self.direction(), limit).await?)
     }
 }

@@ -63,6 +63,21 @@ impl Named for TokenId {
     const NAME: &'static str = "token";
 }
 
+/// What a view is called in a path.
+pub struct ProjectionName(pub String);
+
+impl std::str::FromStr for ProjectionName {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Named for ProjectionName {
+    const NAME: &'static str = "projection";
+}
+
 impl<T: Named, S: Send + Sync> FromRequestParts<S> for Id<T> {
     type Rejection = Problem;
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
 use milepost_projections::answers::NodeAnswer;
 use milepost_projections::{NodeRow, node::Nodes as View};
@@ -28,6 +29,12 @@ pub struct Registration {
     public_ip: Option<String>,
     ssh_user: Option<String>,
     ssh_port: Option<u16>,
+}
+
+/// The query of `GET /api/nodes`.
+#[derive(Debug, Deserialize)]
+pub struct Older {
+    before: Option<NodeId>,
 }
 
 /// A list of nodes, newest first.
@@ -77,17 +84,24 @@ pub async fn register(app: &App, actor: &Actor, mut new: NewNode) -> Result<Node
     Ok(node_id)
 }
 
-/// `GET /api/nodes?at=`.
+/// `GET /api/nodes?before=&at=`.
 ///
 /// # Errors
 /// 400 for a place in the log that is none; 404 for one that is still to come; 503 when the view
 /// cannot be read.
-pub async fn list(State(app): State<Arc<App>>, _: Actor, at: At) -> Result<Json<Nodes>, Problem> {
+pub async fn list(
+    State(app): State<Arc<App>>,
+    _: Actor,
+    query: Result<Query<Older>, QueryRejection>,
+    at: At,
+) -> Result<Json<Nodes>, Problem> {
+    let Query(Older { before }) = query?;
+    let before = before.map(|node| node.0);
     let rows = if let Some(past) = at.0 {
-        views::past::nodes_at(&app.log, past.position).await?
+        views::past::nodes_at(&app.log, past.position, before).await?
     } else {
         let (_, head) = app.log.head().await?;
-        app.views.rows::<View>(head).await?.0
+        app.views.rows::<View>(head, before).await?.0
     };
     Ok(Json(Nodes { nodes: rows.iter().filter_map(NodeAnswer::of).collect() }))
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use milepost_projections::upkeep::upkeep_stream;
 use milepost_schemas::Position;
 use milepost_schemas::event::Switch;
 use serde::{Deserialize, Serialize};
 
-use super::json;
+use super::{Id, ProjectionName, json};
 use crate::app::App;
 use crate::domain::UpkeepCommand;
 use crate::domain::upkeep::UpkeepRefusal;
@@ -73,7 +73,7 @@ pub async fn list(State(app): State<Arc<App>>, _: Actor) -> Result<Json<Projecti
 pub async fn show(
     State(app): State<Arc<App>>,
     _: Actor,
-    Path(name): Path<String>,
+    Id(ProjectionName(name)): Id<ProjectionName>,
 ) -> Result<Json<ProjectionStatus>, Problem> {
     let status = views::statuses(&app, Some(&name)).await?.pop();
     status.map(Json).ok_or_else(|| Problem::not_found("projection"))
@@ -143,7 +143,7 @@ async fn order(
 pub async fn rebuild(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(name): Path<String>,
+    Id(ProjectionName(name)): Id<ProjectionName>,
     request: Request,
 ) -> Answer {
     let asked =
@@ -158,7 +158,7 @@ pub async fn rebuild(
 pub async fn switch(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(name): Path<String>,
+    Id(ProjectionName(name)): Id<ProjectionName>,
     request: Request,
 ) -> Answer {
     order(&app, &actor, &name, request, |_| Ok(Asked::Switch)).await
@@ -171,7 +171,7 @@ pub async fn switch(
 pub async fn cancel(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(name): Path<String>,
+    Id(ProjectionName(name)): Id<ProjectionName>,
     request: Request,
 ) -> Answer {
     order(&app, &actor, &name, request, |body| Ok(Asked::Cancel(body.reason))).await
@@ -184,7 +184,7 @@ pub async fn cancel(
 pub async fn roll_back(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(name): Path<String>,
+    Id(ProjectionName(name)): Id<ProjectionName>,
     request: Request,
 ) -> Answer {
     order(&app, &actor, &name, request, |body| Ok(Asked::RollBack(body.reason))).await
@@ -197,7 +197,7 @@ pub async fn roll_back(
 pub async fn verify(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(name): Path<String>,
+    Id(ProjectionName(name)): Id<ProjectionName>,
     request: Request,
 ) -> Answer {
     order(&app, &actor, &name, request, |_| Ok(Asked::Verify)).await
@@ -210,7 +210,7 @@ pub async fn verify(
 pub async fn retry(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(name): Path<String>,
+    Id(ProjectionName(name)): Id<ProjectionName>,
     request: Request,
 ) -> Answer {
     order(&app, &actor, &name, request, |body| Ok(Asked::Retry(position_of(&body)?))).await
@@ -223,7 +223,7 @@ pub async fn retry(
 pub async fn skip(
     State(app): State<Arc<App>>,
     actor: Actor,
-    Path(name): Path<String>,
+    Id(ProjectionName(name)): Id<ProjectionName>,
     request: Request,
 ) -> Answer {
     let asked = |body: OrderBody| {

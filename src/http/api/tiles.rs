@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
@@ -79,9 +80,10 @@ pub async fn keys(State(app): State<Arc<App>>) -> Result<Json<SealingKeys>, Prob
 /// 404 for a path that is none, and for a tile that is not there yet.
 pub async fn tile(
     State(app): State<Arc<App>>,
-    Path(path): Path<String>,
+    path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let wanted = TilePath::parse(&path).ok_or_else(|| Problem::not_found("tile"))?;
+    let wanted = path.ok().and_then(|Path(path)| TilePath::parse(&path));
+    let wanted = wanted.ok_or_else(|| Problem::not_found("tile"))?;
     let client = app.log.database().get().await?;
     let mut tiles = store::tiles(&**client, &[wanted.tile()].into()).await?;
     let hashes = tiles.remove(&wanted.tile()).unwrap_or_default();
@@ -98,9 +100,9 @@ pub async fn tile(
 pub async fn entries(
     State(app): State<Arc<App>>,
     _: Actor,
-    Path(path): Path<String>,
+    path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let wanted = TilePath::parse(&format!("entries/{path}"));
+    let wanted = path.ok().and_then(|Path(path)| TilePath::parse(&format!("entries/{path}")));
     let wanted = wanted.ok_or_else(|| Problem::not_found("tile"))?;
     let after = wanted.index * TILE_WIDTH as u64;
     let (after, upto) = (Position(after), Position(after + wanted.width as u64));

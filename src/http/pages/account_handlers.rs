@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{Redirect, Response};
 use axum::routing::{get, post};
 use jiff::SignedDuration;
@@ -18,7 +17,7 @@ use crate::app::App;
 use crate::domain::AccountCommand;
 use crate::domain::access::READING;
 use crate::http::api::{Id, accounts as api, tokens};
-use crate::http::auth::{Visitor, visit};
+use crate::http::auth::{Actor, Visitor, visit};
 use crate::http::problem::Problem;
 
 /// The routes of these pages.
@@ -36,25 +35,22 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/sessions/{id}/revoke", post(end_session))
 }
 
-/// What a page of one's own account says was done.
-#[derive(Debug, Deserialize)]
-struct Done {
-    changed: Option<String>,
+async fn own(State(app): State<Arc<App>>, Visitor(actor): Visitor) -> Result<Response, Trouble> {
+    show_own(&app, &actor, None).await
 }
 
-async fn own(
-    State(app): State<Arc<App>>,
-    Visitor(actor): Visitor,
-    query: Result<Query<Done>, QueryRejection>,
+/// The page of one's own account, with what was just done.
+async fn show_own(
+    app: &App,
+    actor: &Actor,
+    done: Option<&'static str>,
 ) -> Result<Response, Trouble> {
-    let Query(Done { changed }) = query?;
     let Who::Person { account, email, session } = actor.holder.who.clone() else {
         return Err(Problem::not_found("account").into());
     };
     let (database, now) = (app.log.database(), app.clock.now());
     let sessions = accounts::list_sessions(database, Some(account), now).await?;
-    let done = changed.map(|_| "The password was changed, and your other sessions have ended.");
-    let frame = frame(&app, Some(&actor), "Your account".to_owned(), app.log.feed().head());
+    let frame = frame(app, Some(actor), "Your account".to_owned(), app.log.feed().head());
     Ok(html(&AccountPage::new(frame, email, actor.holder.role, &sessions, session, done)))
 }
 
@@ -68,12 +64,14 @@ async fn own_password(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
     request: Request,
-) -> Result<Redirect, Trouble> {
+) -> Result<Response, Trouble> {
     let (headers, extensions) = (request.headers().clone(), request.extensions().clone());
     let NewPassword { current, password } = form(request).await?;
     let visit = visit(&app, &headers, &extensions);
     api::change_own_password(&app, &actor, &current, &password, &visit).await?;
-    Ok(Redirect::to("/account?changed=password"))
+    // Said in this answer only: a link must not be able to say it.
+    let done = "The password was changed, and your other sessions have ended.";
+    show_own(&app, &actor, Some(done)).await
 }
 
 async fn end_own_session(

@@ -111,7 +111,7 @@ impl DiffPage {
         scope: Option<Thing>,
         answer: Option<DiffAnswer>,
     ) -> Self {
-        let result = answer.map(Outcome::of);
+        let result = answer.map(|answer| Outcome::of(answer, frame.reads_events()));
         let position = |side: fn(&Outcome) -> Side| {
             result.as_ref().map(|result| side(result).position.to_string())
         };
@@ -154,9 +154,17 @@ fn parameter(thing: Thing) -> &'static str {
 }
 
 impl Outcome {
-    fn of(answer: DiffAnswer) -> Self {
+    /// With links to events for who may read them.
+    fn of(answer: DiffAnswer, reads_events: bool) -> Self {
         let DiffAnswer { old, new, events, looked_to, things, .. } = answer;
-        let view = |it| ChangedView::between(it, old.position.0, new.position.0);
+        let view = |it| {
+            let (old, new) = (old.position.0, new.position.0);
+            if reads_events {
+                ChangedView::between(it, old, new)
+            } else {
+                ChangedView::new(it, new)
+            }
+        };
         Self {
             old,
             new,

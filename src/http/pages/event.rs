@@ -18,7 +18,7 @@ use crate::app::App;
 use crate::http::api::events::read_one;
 use crate::http::auth::Visitor;
 use crate::http::problem::Problem;
-use crate::log::Committed;
+use crate::log::{Committed, ERASED, Escape, SEALED};
 use crate::views::diff::{Thing, compare};
 use crate::views::past::{job_at, touched_by};
 
@@ -53,8 +53,9 @@ struct Evidence {
     delivery_id: String,
     attempt: String,
     signed_at: String,
-    /// The raw body, or what is kept in its place.
+    /// The raw body, where it was kept and can be opened.
     body: Option<String>,
+    /// What is kept in its place; empty where a body was kept that cannot be opened any more.
     body_sha256: String,
     /// How to check the signature with the secret and openssl.
     command: String,
@@ -104,6 +105,8 @@ impl Evidence {
             SignatureForm::XSignature => "x-signature",
             SignatureForm::StandardWebhooks => "standard-webhooks",
         };
+        // Neither of these words was signed: a callback is an object of JSON.
+        let body = callback.body.clone().filter(|body| body != ERASED && body != SEALED);
         Self {
             form,
             key_id: callback.key_id.clone(),
@@ -111,9 +114,9 @@ impl Evidence {
             delivery_id: callback.delivery_id.clone().unwrap_or_default(),
             attempt: callback.attempt.map(|attempt| attempt.to_string()).unwrap_or_default(),
             signed_at: callback.signed_at.map(|at| at.to_string()).unwrap_or_default(),
-            body: callback.body.clone(),
+            command: body.as_ref().map(|body| command(callback, body)).unwrap_or_default(),
+            body,
             body_sha256: callback.body_sha256.clone().unwrap_or_default(),
-            command: callback.body.as_ref().map(|body| command(callback, body)).unwrap_or_default(),
         }
     }
 }
@@ -151,7 +154,9 @@ pub(super) async fn show(
     let (_, head) = app.log.head().await?;
     let event = read_one(&app, position.ok().map(|Path(position)| position)).await?;
     let row = rows(&app, std::slice::from_ref(&event)).await?.remove(0);
-    let metadata: Metadata = serde_json::from_slice(&event.header).map_err(|error| {
+    // The body is opened before it becomes a word of a command: whatever it says stays within it.
+    let header = app.log.keys().open(event.header.clone(), Escape::Json).await?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
         Problem::damaged(format!("event {} has no header: {error}", row.position))
     })?;
     let changed = changed(&app, &event).await?;

@@ -36,9 +36,9 @@ pub struct EventsPage {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
     /// Streams; the form has room for one, links may name more.
-    pub stream: String,
-    /// A type; the form has room for one.
-    pub kind: String,
+    pub streams: Vec<String>,
+    /// Types; likewise.
+    pub kinds: Vec<String>,
     /// An agent and what belongs to it.
     pub agent: String,
     /// A node and what belongs to it.
@@ -74,6 +74,12 @@ impl EventsPage {
         rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.position));
         let rows = rows.into_iter().map(|row| EventView::new(row, frame.now)).collect();
         Self { rows, blank: EventView::blank(), frame, filters, found }
+    }
+
+    /// Who must have caused what is shown, as events name them: the page's scripts compare.
+    fn actor(&self) -> &str {
+        let named = self.frame.people.iter().find(|(_, said)| *said == self.filters.actor);
+        named.map_or(&self.filters.actor, |(written, _)| written)
     }
 
     fn types() -> impl Iterator<Item = &'static str> {
@@ -123,9 +129,18 @@ impl Filters {
     fn of(query: &str) -> Self {
         let mut filters = Self::default();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            let value = value.trim();
             let field = match &*name {
-                "stream" => &mut filters.stream,
-                "type" => &mut filters.kind,
+                // A form sends what is left empty all the same.
+                _ if value.is_empty() => continue,
+                "stream" => {
+                    filters.streams.push(value.to_owned());
+                    continue;
+                }
+                "type" => {
+                    filters.kinds.push(value.to_owned());
+                    continue;
+                }
                 "agent" => &mut filters.agent,
                 "node" => &mut filters.node,
                 "actor" => &mut filters.actor,
@@ -134,16 +149,16 @@ impl Filters {
                 "to" => &mut filters.to,
                 _ => continue,
             };
-            value.trim().clone_into(field);
+            value.clone_into(field);
         }
         filters
     }
 
     /// What is filled in, by its parameter.
     fn given(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let all = [
-            ("stream", &self.stream),
-            ("type", &self.kind),
+        let streams = self.streams.iter().map(|stream| ("stream", stream));
+        let kinds = self.kinds.iter().map(|kind| ("type", kind));
+        let others = [
             ("agent", &self.agent),
             ("node", &self.node),
             ("actor", &self.actor),
@@ -151,7 +166,25 @@ impl Filters {
             ("from", &self.from),
             ("to", &self.to),
         ];
-        all.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name, &**value))
+        let given = streams.chain(kinds).chain(others).filter(|(_, value)| !value.is_empty());
+        given.map(|(name, value)| (name, &**value))
+    }
+
+    /// The stream that the form and the page's scripts have room for.
+    fn stream(&self) -> &str {
+        self.streams.first().map_or("", String::as_str)
+    }
+
+    /// Likewise the type.
+    fn kind(&self) -> &str {
+        self.kinds.first().map_or("", String::as_str)
+    }
+
+    /// Whether the page's scripts can tell what matches.
+    fn may_be_followed(&self) -> bool {
+        let one = |values: &[String]| values.len() <= 1;
+        let of_one_thing = self.agent.is_empty() || self.node.is_empty();
+        one(&self.streams) && one(&self.kinds) && of_one_thing && self.to.is_empty()
     }
 
     fn is_empty(&self) -> bool {
@@ -178,7 +211,7 @@ pub(super) async fn show(
         query.before = Some(query.before.unwrap_or(head.next()).min(head.next()));
     }
     let found = query.find(&app, head, EVENTS_SHOWN).await?;
-    let is_live = cursor == (None, None) && at.0.is_none() && filters.to.is_empty();
+    let is_live = cursor == (None, None) && at.0.is_none() && filters.may_be_followed();
     let reach = Reach { is_live, ..reach(&found, query.direction(), cursor, head) };
     let rows = rows(&app, &found.events).await?;
     let scope = match (&*filters.agent, &*filters.node) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::Router;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequest as _, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::event_row::PART;
+use super::overview::LeftOut;
 use super::{
     AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage, NodePage, NodesPage,
     OverviewPage, PastFrame, Place, ProblemPage, ProjectionsPage, Usual, account_handlers, assets,
@@ -34,7 +35,9 @@ use crate::http::auth::{Actor, Visitor, is_from_elsewhere, visit};
 use crate::http::problem::Problem;
 use crate::http::{BODY_BYTES_MAX, is_for_programs, read_body};
 use crate::log::{Committed, Escape, EventFilter, Opener};
-use crate::views::{RowRange, past, read_log_rows, streams_of_agent, streams_of_node};
+use crate::views::{
+    LIST_ROWS_MAX, Overview, RowRange, past, read_log_rows, streams_of_agent, streams_of_node,
+};
 
 /// Events a page shows at once; older ones are a link away.
 const EVENTS_SHOWN: usize = 200;
@@ -101,7 +104,7 @@ impl IntoResponse for Trouble {
             undoes: false,
             past: None,
         };
-        let page = ProblemPage::new(frame, status.as_u16(), Some(detail.to_owned()));
+        let page = ProblemPage::new(frame, status.as_u16(), detail.to_owned());
         let mut response = (status, html(&page)).into_response();
         let wait = self.0.retry_after().map(|wait| (header::RETRY_AFTER, wait));
         response.headers_mut().extend(wait);
@@ -166,14 +169,17 @@ async fn overview(
     at: Result<At, Problem>,
 ) -> Result<Response, Trouble> {
     let at = at?;
-    let (boards, whole, queue) = if let Some(Past { position, .. }) = at.0 {
-        let boards = past::boards_at(&app.log, position).await?;
-        (boards, position, past::queue_at(&app.log, position).await?)
+    let (boards, whole, left_out, queue) = if let Some(Past { position, .. }) = at.0 {
+        let boards = past::boards_at(&app.log, position, None).await?;
+        let left_out = (boards.len() == LIST_ROWS_MAX).then_some(LeftOut::Older);
+        (boards, position, left_out, past::queue_at(&app.log, position).await?)
     } else {
         let (_, head) = app.log.head().await?;
-        let (boards, whole) = app.views.boards(head).await?;
+        let Overview { boards, position, total } = app.views.overview(head).await?;
+        let left_out = (boards.len() < total).then_some(LeftOut::Settled { total });
         // The stream goes on from here: what the rows do not hold yet must come by it.
-        (boards, head.min(whole), crate::execute::read_queue(&app.log).await?.1)
+        let queue = crate::execute::read_queue(&app.log).await?.1;
+        (boards, head.min(position), left_out, queue)
     };
     let usual = usual(&app, at).await?;
     let now = at.now(&app);
@@ -182,7 +188,7 @@ async fn overview(
     let callback_url = format!("{}/api/webhooks/github", app.config.public_url);
     let people = app.access.people();
     let paused = queue.paused.map(|pause| Pause { by: people.say(&pause.by), ..pause });
-    Ok(html(&OverviewPage::new(frame, &agents, &usual, paused, callback_url)))
+    Ok(html(&OverviewPage::new(frame, &agents, left_out, &usual, paused, callback_url)))
 }
 
 /// The query of a page with events.
@@ -233,8 +239,7 @@ async fn job(
     let scope = (at, format!("&job={id}"));
     let frame = frame_at(&app, &actor, format!("{name}: job"), head, scope);
     let mut answer = JobAnswer::of(&job);
-    let people = app.access.people();
-    answer.cancelled_by = answer.cancelled_by.map(|by| people.say(&by));
+    answer.cancelled_by = answer.cancelled_by.map(|by| frame.who(by));
     Ok(html(&JobPage::new(frame, name, &answer, &usual, log, events)))
 }
 
@@ -276,8 +281,8 @@ async fn nodes_list(
     let at = at?;
     let head = end(&app, at).await?;
     let (rows, whole) = match at.position() {
-        Some(position) => (past::nodes_at(&app.log, position).await?, position),
-        None => app.views.rows::<Nodes>(head).await?,
+        Some(position) => (past::nodes_at(&app.log, position, None).await?, position),
+        None => app.views.rows::<Nodes>(head, None).await?,
     };
     let answers: Vec<_> = rows.iter().filter_map(NodeAnswer::of).collect();
     let scope = (at, String::new());
@@ -373,9 +378,10 @@ struct OrderForm {
 async fn order_projection(
     State(app): State<Arc<App>>,
     Visitor(actor): Visitor,
-    Path((name, order)): Path<(String, String)>,
+    path: Result<Path<(String, String)>, PathRejection>,
     request: Request,
 ) -> Result<Redirect, Trouble> {
+    let Path((name, order)) = path.map_err(|_| Problem::not_found("page"))?;
     let OrderForm { reason, position } = form(request).await?;
     let reason = reason.filter(|reason| !reason.trim().is_empty());
     let position = || {
@@ -615,7 +621,8 @@ async fn use_link(
         Ok(enter(app, &token, next))
     } else {
         let used = "This link has been used, or is too old. Log in with your password.";
-        Ok(login_page(app, Some(used.to_owned()), next.to_owned()))
+        let page = login_page(app, Some(used.to_owned()), next.to_owned());
+        Ok((StatusCode::UNAUTHORIZED, page).into_response())
     }
 }
 
@@ -681,8 +688,9 @@ pub(super) async fn form<T: DeserializeOwned>(request: Request) -> Result<T, Pro
 }
 
 /// A file that never changes under its address.
-async fn asset(Path(path): Path<String>) -> Result<Response, Trouble> {
-    let asset = assets::get(&path).ok_or_else(|| Problem::not_found("file"))?;
+async fn asset(path: Result<Path<String>, PathRejection>) -> Result<Response, Trouble> {
+    let asset = path.ok().and_then(|Path(path)| assets::get(&path));
+    let asset = asset.ok_or_else(|| Problem::not_found("file"))?;
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(asset.content_type)),
         (header::ETAG, HeaderValue::from_static(asset.etag)),

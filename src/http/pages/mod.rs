@@ -110,6 +110,12 @@ impl Frame {
         self.rights.contains(&Right::Events)
     }
 
+    /// Who did something, as the page's scripts say it too.
+    fn who(&self, actor: String) -> String {
+        let known = self.people.iter().find(|(known, _)| *known == actor);
+        known.map_or(actor, |(_, name)| name.clone())
+    }
+
     /// Whether they may see who may do what.
     fn audits(&self) -> bool {
         self.rights.contains(&Right::Audit)
@@ -237,11 +243,17 @@ mod tests {
     #[test]
     fn a_page_offers_nobody_what_they_may_not_do() {
         let (overview, agent) = (OverviewPage::of_viewer(), samples::agent_of_viewer());
-        for page in [overview.render().unwrap(), agent.render().unwrap()] {
+        let (projections, [diff, past]) =
+            (ProjectionsPage::of_viewer(), samples::pages_of_viewer());
+        assert!(ProjectionsPage::sample(true).render().unwrap().contains("Skip the event"));
+        let rendered = [overview.render(), agent.render(), projections.render()];
+        for page in rendered.map(Result::unwrap).into_iter().chain([diff, past]) {
             let sends = page.matches("method=\"post\"").count();
             assert_eq!(sends, 1, "more can be sent than to log out");
-            assert!(!page.contains("data-live"), "a viewer follows no events");
+            let follows = page.contains("data-live") && !page.contains("<mp-projections");
+            assert!(!follows, "a viewer follows no events");
             assert!(!page.contains("href=\"/accounts\""));
+            assert!(!page.contains("href=\"/events"), "a viewer reads no events");
         }
         let auditor = AccountsPage::sample(false).render().unwrap();
         assert_eq!(auditor.matches("<form").count(), 2);

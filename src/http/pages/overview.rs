@@ -14,6 +14,7 @@ use super::format::{Moment, number};
 use super::standing::{GROUPS, Standing};
 use super::steps::{self, StepView};
 use super::{Frame, Usual};
+use crate::views::LIST_ROWS_MAX;
 
 /// `GET /`.
 #[derive(Clone, Debug, Template)]
@@ -21,9 +22,22 @@ use super::{Frame, Usual};
 pub struct OverviewPage {
     frame: Frame,
     groups: Vec<Group>,
+    left_out: Option<LeftOut>,
     callback_url: String,
     pause: Option<PauseView>,
     blank: Row,
+}
+
+/// Which agents are not on the page, where there are too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// Older ones that are settled.
+    Settled {
+        /// How many agents there are.
+        total: usize,
+    },
+    /// Older ones, however they stand.
+    Older,
 }
 
 /// Why nothing is claimed.
@@ -61,11 +75,12 @@ struct Row {
 }
 
 impl OverviewPage {
-    /// The page for those agents, in any order, and for a queue that is stopped or not;
+    /// The page for those agents, in any order, of which some are left out, and for a queue that is stopped or not;
     /// `callback_url` is where workflows post.
     pub fn new(
         frame: Frame,
         agents: &[InstanceAnswer],
+        left_out: Option<LeftOut>,
         usual: &Usual,
         pause: Option<Pause>,
         callback_url: String,
@@ -83,7 +98,21 @@ impl OverviewPage {
             by: pause.by,
             reason: pause.reason,
         });
-        Self { groups: groups.into(), blank, frame, callback_url, pause }
+        Self { groups: groups.into(), left_out, blank, frame, callback_url, pause }
+    }
+
+    /// What is not on the page, in words.
+    fn left_out(&self) -> Option<String> {
+        let shown: usize = self.groups.iter().map(|group| group.rows.len()).sum();
+        let (shown, newest) = (number(shown as u64), number(LIST_ROWS_MAX as u64));
+        Some(match self.left_out? {
+            LeftOut::Settled { total } => format!(
+                "{shown} of {} agents: the newest {newest}, and older ones that have failed or are \
+                 under way.",
+                number(total as u64)
+            ),
+            LeftOut::Older => format!("The newest {newest} agents of then; there were older ones."),
+        })
     }
 
     fn is_empty(&self) -> bool {

@@ -30,12 +30,13 @@ use crate::views::{
 use crate::accounts::{AccountRow, SessionRow, TokenRow};
 use crate::domain::access::READING;
 
+use super::overview::LeftOut;
 use super::{
     AccountPage, AccountsPage, AgentPage, EventList, EventRow, Frame, JobPage, LogView, LoginPage,
     NodesPage, OverviewPage, Place, ProblemPage, ProjectionsPage, Usual,
 };
 
-pub use ledger::ledger_pages;
+pub use ledger::{ledger_pages, pages_of_viewer};
 
 /// The time of every sample.
 pub fn now() -> Timestamp {
@@ -582,13 +583,14 @@ impl OverviewPage {
         let agents = if empty { &[] } else { answers.as_slice() };
         let callback_url = "https://milepost.example.org/api/webhooks/github".into();
         let frame = Frame { rehearsal: empty, ..frame("Agents") };
-        Self::new(frame, agents, &usual(), None, callback_url)
+        Self::new(frame, agents, None, &usual(), None, callback_url)
     }
 
     /// As a viewer sees it.
     pub fn of_viewer() -> Self {
         let answers: Vec<_> = stories().iter().map(|(_, story)| story.answer()).collect();
-        Self::new(viewer("Agents"), &answers, &usual(), None, String::new())
+        let left_out = Some(LeftOut::Settled { total: 4_711 });
+        Self::new(viewer("Agents"), &answers, left_out, &usual(), None, String::new())
     }
 
     /// While somebody has stopped the queue.
@@ -598,7 +600,7 @@ impl OverviewPage {
             reason: "the provider has an <outage>".into(),
             since: now() - SignedDuration::from_mins(12),
         };
-        Self::new(frame("Agents"), &[], &usual(), Some(pause), String::new())
+        Self::new(frame("Agents"), &[], None, &usual(), Some(pause), String::new())
     }
 }
 
@@ -734,6 +736,15 @@ impl NodesPage {
 impl ProjectionsPage {
     /// All is well; or one view is being rebuilt, one waits for somebody, and one has stopped.
     pub fn sample(trouble: bool) -> Self {
+        Self::seen(frame("Projections"), trouble)
+    }
+
+    /// The troubles as a viewer sees them.
+    pub fn of_viewer() -> Self {
+        Self::seen(viewer("Projections"), true)
+    }
+
+    fn seen(frame: Frame, trouble: bool) -> Self {
         let generation = |generation, state: &str| {
             let at = now();
             let state = state.to_owned();
@@ -814,7 +825,7 @@ impl ProjectionsPage {
                 recorded_at: now(),
             }];
         }
-        Self::new(frame("Projections"), &views)
+        Self::new(frame, &views)
     }
 }
 
@@ -829,6 +840,6 @@ impl LoginPage {
 impl ProblemPage {
     /// The page for a status.
     pub fn sample(status: u16) -> Self {
-        Self::new(frame("Not done"), status, None)
+        Self::new(frame("Not done"), status, "The state of things does not allow this".into())
     }
 }

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::tampering::{NO_DOUBLES, double};
 use super::{audit, audit_with, command, key_file, log, record, sealed};
 use crate::harness::{Client, Options, Server, database, sql, text, wait_until};
+use crate::routes::log_in;
 
 /// Positions of a partition in these tests.
 const WIDTH: u64 = 256;
@@ -186,6 +187,65 @@ async fn what_is_archived_is_gone_and_said_to_be_and_what_is_needed_goes_on() {
     );
     story.settle().await;
     is_clean(&audit(&story.server).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_at_a_place_is_answered_the_same_or_said_to_be_archived() {
+    let story = story().await;
+    let client = story.server.client();
+    let events = client.events().await;
+    let Story { agent, over, open, .. } = &story;
+    let mut places: Vec<String> =
+        [0, 1, 3, 20, 44, 60, 255, 256, 511, 512, 513].map(|it: u64| it.to_string()).into();
+    places.extend([2, 44, 300, 511, 512].map(|it: usize| text(&events[it - 1], "recorded_at")));
+    places.push("2001-01-01T00:00:00Z".to_owned());
+    let mut asked = Vec::new();
+    for place in &places {
+        for path in ["agents", "jobs", "nodes", "queue", "metrics"] {
+            asked.push(format!("/api/{path}?at={place}"));
+        }
+        for path in ["", "/instance"] {
+            asked.push(format!("/api/agents/{agent}{path}?at={place}"));
+        }
+        for path in ["", "/log", "/log.txt"] {
+            asked.push(format!("/api/jobs/{over}{path}?at={place}"));
+        }
+        asked.push(format!("/api/jobs/{open}?at={place}"));
+        asked.push(format!("/api/diff?at={place}&against=515"));
+    }
+    let mut before = Vec::new();
+    for path in &asked {
+        before.push(client.get(path).await);
+    }
+    story.archive().await;
+    let (mut same, mut gone) = (0, 0);
+    for (path, before) in asked.iter().zip(before) {
+        let (status, answer) = client.get(path).await;
+        if status == StatusCode::GONE {
+            assert_eq!(answer["floor"], 511, "{path}");
+            gone += 1;
+        } else {
+            assert_eq!((status, answer), before, "{path}");
+            same += 1;
+        }
+    }
+    assert!(same > 20 && gone > 20, "{same} are the same, and {gone} are gone");
+    for path in ["queue", "metrics", "agents", "jobs"] {
+        assert_eq!(client.get(&format!("/api/{path}?at=300")).await.0, StatusCode::GONE, "{path}");
+    }
+    // A search back that begins there would find what is left by chance.
+    assert_eq!(client.get("/api/events?before=300").await.0, StatusCode::GONE);
+    let heartbeat = events.iter().find(|it| it["stream"] == **over && it["version"] == 9).unwrap();
+    let path = format!("/api/events/{}", heartbeat["position"]);
+    assert_eq!(client.get(&path).await.0, StatusCode::GONE);
+    // The events of a stream that is here whole are found by place, below the floor too.
+    let of_agent = client.read(&format!("/api/events?stream={agent}&from=1&to=3")).await;
+    assert_eq!(of_agent["events"][0]["position"], 1);
+    let cookie = format!("session_token={}", log_in(&story.server).await);
+    let page = client.request(reqwest::Method::GET, "/?at=300").header("cookie", cookie);
+    let page = client.send(page).await;
+    assert_eq!(page.status, StatusCode::GONE);
+    assert!(page.text().contains("<h1>It is archived</h1>"), "{}", page.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,6 +73,25 @@ async fn the_log_is_read_by_stream_and_by_type() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_an_agent_and_a_stream_that_are_named_both_must_hold() {
+    let server = Server::start().await;
+    let client = server.client();
+    let (agent, job) = client.job("mari").await;
+    let (other, others) = client.job("liis").await;
+    let found = async |query: &str| {
+        let answer = client.read(&format!("/api/events?{query}")).await;
+        (positions(&answer), answer["looked_to"].as_u64().unwrap())
+    };
+    let (of_job, _) = found(&format!("stream={job}")).await;
+    assert_eq!(found(&format!("agent={agent}&stream={job}")).await.0, of_job);
+    assert_eq!(found(&format!("agent={agent}&stream={job}&stream={others}")).await.0, of_job);
+    let head = client.read("/api/events?limit=0").await["head"].as_u64().unwrap();
+    assert_eq!(found(&format!("agent={agent}&stream={others}")).await, (vec![], head));
+    assert_eq!(found(&format!("agent={agent}&node={other}")).await, (vec![], head));
+    assert_eq!(found(&format!("agent={agent}&stream={others}&before=3")).await, (vec![], 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_recorded_cannot_be_changed_even_by_the_owner() {
     let server = Server::start().await;
     let client = server.client();

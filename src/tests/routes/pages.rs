@@ -1,5 +1,8 @@
 //! The pages people read, and the forms on them.
 
+use std::process::Command;
+
+use milepost::http::{PAGES, ROUTES};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -203,6 +206,28 @@ async fn what_is_not_there_is_a_page_for_people_and_json_for_programs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_is_no_text_names_nothing() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let mut asked = 0;
+    for (route, methods) in ROUTES.iter().chain(PAGES).filter(|(route, _)| route.contains('{')) {
+        let part = |part: &str| if part.starts_with('{') { "%FF" } else { part }.to_owned();
+        let path = route.split('/').map(part).collect::<Vec<_>>().join("/");
+        for (method, _) in *methods {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let request = person.client.request(method.clone(), &path);
+            let answer = person.client.send(request.header("cookie", &person.cookie)).await;
+            assert_eq!(answer.status, 404, "{method} {path}: {}", answer.text());
+            let is_page = PAGES.iter().any(|(page, _)| page == route);
+            let media_type = if is_page { "text/html" } else { "application/problem+json" };
+            assert!(answer.header("content-type").starts_with(media_type), "{method} {path}");
+            asked += 1;
+        }
+    }
+    assert!(asked > 40, "{asked}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_is_a_page() {
     let server = Server::start().await;
     let person = Person::at(&server).await;
@@ -389,6 +414,10 @@ async fn the_log_is_browsed_both_ways_with_filters_and_without_scripts() {
     assert!(second.text().contains("rel=\"prev\">Newer"), "{}", second.text());
     let found = person.open("/events?text=agent-77&type=AgentCreated&actor=&stream=").await;
     assert_eq!(found.text().matches("<li class=\"event\"").count(), 2, "it, and the blank one");
+    // Each page of a search asks for what the first one asked for.
+    let found = person.open("/events?type=JobQueued&type=AgentCreated&type=").await;
+    let older = found.text().split("href=\"").find(|link| link.contains("before=")).unwrap();
+    assert!(older.starts_with("?type=JobQueued&#38;type=AgentCreated&#38;before="), "{older}");
     let none = person.open("/events?text=nowhere").await;
     assert!(none.text().contains("Nothing matches."), "{}", none.text());
     assert_eq!(person.open("/events?stream=x").await.status, 400);
@@ -419,6 +448,102 @@ async fn an_event_page_shows_what_proves_it_and_what_it_changed() {
     for path in ["/events/0", "/events/999999", "/events/x"] {
         assert_eq!(person.open(path).await.status, 404, "{path}");
     }
+}
+
+/// What a browser shows of the elements with this name, in order.
+fn shown(page: &str, element: &str) -> Vec<String> {
+    let (open, close) = (format!("<{element} tabindex=\"0\">"), format!("</{element}>"));
+    let texts = page.split(&open).skip(1).map(|rest| rest.split(&close).next().unwrap());
+    let letters = [("&#60;", "<"), ("&#62;", ">"), ("&#34;", "\""), ("&#39;", "'"), ("&#38;", "&")];
+    let read = |text: &str| {
+        letters.iter().fold(text.to_owned(), |text, (code, letter)| text.replace(code, letter))
+    };
+    texts.map(read).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callback_cannot_break_out_of_the_command_that_checks_it() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let (agent, job) = person.client.job("mari").await;
+    let broken_out = server.dir().join("broken-out");
+    let error = format!("can't & <b>\"won't\"</b>'; touch {}; '", broken_out.display());
+    let body = json!({"job_id": job, "status": "failed", "error": error});
+    let at = person.client.callback(&body).await.1["position"].as_u64().unwrap();
+    let page = person.open(&format!("/events/{at}")).await;
+    let event = person.client.read(&format!("/api/events/{at}")).await;
+    let shown = shown(page.text(), "pre");
+    assert_eq!(shown[0], text(&event["metadata"], "body"));
+    let secret = server.ready("callback_secret");
+    let mut shell = Command::new("sh");
+    let run = shell.args(["-c", &shown[1]]).env("MILEPOST_CALLBACK_SECRET", secret);
+    let printed = String::from_utf8(run.output().unwrap().stdout).unwrap();
+    let signature = text(&event["metadata"], "signature");
+    let digest = signature.trim_start_matches("sha256=");
+    assert!(printed.trim_end().ends_with(&format!("= {digest}")), "{printed} is not {signature}");
+    assert!(!broken_out.exists(), "the error was run");
+
+    let erase = json!({"subject": agent, "reason": "request 17"});
+    assert_eq!(person.client.post("/api/privacy/erase", &erase).await.0, 200);
+    let page = person.open(&format!("/events/{at}")).await;
+    assert!(page.text().contains("The body that was signed was sealed"), "{}", page.text());
+    for words in ["byte for byte", "openssl"] {
+        assert!(!page.text().contains(words), "{words}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_the_past_shows_no_event_that_came_later() {
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    for number in 1..=12 {
+        person.client.agent(&format!("agent-{number}")).await;
+    }
+    for query in ["at=10&to=12&after=4", "at=10&to=12&before=13", "at=10&to=12", "at=10"] {
+        let page = person.open(&format!("/events?{query}")).await;
+        let shows = |position: u64| page.text().contains(&format!("id=\"e{position}\""));
+        assert!(shows(9) && shows(10), "{query}: {}", page.text());
+        assert!(!shows(11) && !shows(12), "{query}: {}", page.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_agent_that_needs_a_person_is_on_the_overview_however_many_came_after() {
+    const NEWER: usize = milepost::views::LIST_ROWS_MAX;
+    let server = Server::start().await;
+    let person = Person::at(&server).await;
+    let client = &person.client;
+    let (failed, job) = client.job("failed").await;
+    client.callback(&json!({"job_id": job, "status": "failed", "error": "no route"})).await;
+    let settled = client.agent("settled").await;
+    let mut makers = tokio::task::JoinSet::new();
+    for maker in 0..20 {
+        let client = client.clone();
+        makers.spawn(async move {
+            for number in 0..NEWER / 20 {
+                client.agent(&format!("agent-{maker}-{number}")).await;
+            }
+        });
+    }
+    makers.join_all().await;
+    let page = wait_until("the view has all of them", || async {
+        let page = person.open("/").await.text().to_owned();
+        page.contains("1,001 of 1,002 agents: the newest 1,000, and").then_some(page)
+    })
+    .await;
+    let needs = page.split("id=\"needs\"").nth(1).unwrap().split("id=\"moving\"").next().unwrap();
+    assert!(needs.contains(&format!("/agents/{failed}")), "{needs}");
+    assert!(!page.contains(&settled), "it is older than a thousand");
+    let newest = client.read("/api/agents").await["agents"].as_array().unwrap().clone();
+    assert_eq!(newest.len(), NEWER);
+    for at in ["", "&at=1005"] {
+        let last = text(newest.last().unwrap(), "id");
+        let older = client.read(&format!("/api/agents?before={last}{at}")).await;
+        let older = older["agents"].as_array().unwrap().iter().map(|agent| text(agent, "id"));
+        assert_eq!(older.collect::<Vec<_>>(), [settled.clone(), failed.clone()], "{at}");
+    }
+    assert_eq!(client.get("/api/agents?before=x").await.0, 400);
+    assert_eq!(client.read(&format!("/api/nodes?before={failed}")).await["nodes"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

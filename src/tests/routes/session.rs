@@ -175,9 +175,23 @@ async fn a_link_logs_in_once_and_within_the_hour() {
     let old = link(&server, SignedDuration::from_mins(61)).await;
     for link in [&*once, &old, "wrong", ""] {
         let answer = open(link).await;
-        assert_eq!(answer.status, 200, "{link}");
+        assert_eq!(answer.status, 401, "{link}");
         assert_eq!(answer.header("set-cookie"), "", "{link}");
         assert!(answer.text().contains("This link has been used, or is too old"), "{link}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_for_a_proxy_does_not_hide_the_session() {
+    let server = Server::start().await;
+    let client = server.client();
+    let cookie = format!("session_token={}", log_in(&server).await);
+    for (credentials, status) in
+        [("Basic cHJveHk6c2VjcmV0", 200), ("basic", 200), ("Bearer x", 401)]
+    {
+        let request = client.request(Method::GET, "/api/session").header("cookie", &cookie);
+        let answer = client.send(request.header("authorization", credentials)).await;
+        assert_eq!(answer.status, status, "{credentials}");
     }
 }
 

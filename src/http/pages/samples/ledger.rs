@@ -13,7 +13,7 @@ use super::super::integrity::CheckpointView;
 use super::super::{
     AgentPage, DiffPage, EventPage, EventsPage, Frame, IntegrityPage, LogView, PastFrame,
 };
-use super::{MARKUP_ERROR, Story, frame, now, stories, usual};
+use super::{MARKUP_ERROR, Story, frame, now, stories, usual, viewer};
 use crate::http::api::diff::Between;
 use crate::views::diff::{Changed, Field};
 
@@ -26,11 +26,14 @@ fn past(title: &str) -> Frame {
 impl Story {
     /// Its page at a place in the log.
     pub fn past_page(&self) -> AgentPage {
+        self.past_page_within(past(&self.answer().agent.name))
+    }
+
+    fn past_page_within(&self, frame: Frame) -> AgentPage {
         let (answer, job) = (self.answer(), self.job_answer());
         let log = job.as_ref().map(|job| self.log(job)).unwrap_or_default();
         let log = LogView { at: Some(18_240), ..log };
         let events = super::super::EventList { and_at: "&at=18240".into(), ..self.events() };
-        let frame = past(&answer.agent.name);
         AgentPage::new(frame, &answer, job.as_ref(), &usual(), log, events)
     }
 }
@@ -40,15 +43,16 @@ pub fn ledger_pages() -> Vec<(String, String)> {
     let rows: Vec<_> = stories().iter().flat_map(|(_, story)| story.rows.clone()).collect();
     let reach = Reach { older: Some(17_000), is_live: true, ..Reach::default() };
     let live = EventsPage::new(frame("Events"), Filters::default(), rows.clone(), reach);
-    let searched = Filters { text: "<vm>".into(), kind: "JobFailed".into(), ..Filters::default() };
+    let searched =
+        Filters { text: "<vm>".into(), kinds: vec!["JobFailed".into()], ..Filters::default() };
     let stopped = Reach { older: Some(9_000), looked_to: Some(9_000), ..Reach::default() };
     let searched = EventsPage::new(past("Events"), searched, Vec::new(), stopped);
     let pages = [
         ("events", live.render()),
         ("events-searched", searched.render()),
         ("event", event().render()),
-        ("diff", diff(true).render()),
-        ("diff-empty", diff(false).render()),
+        ("diff", diff(frame("Differences"), true).render()),
+        ("diff-empty", diff(frame("Differences"), false).render()),
         ("integrity", integrity(true).render()),
         ("integrity-empty", integrity(false).render()),
     ];
@@ -92,7 +96,17 @@ fn changed() -> Changed {
     }
 }
 
-fn diff(found: bool) -> DiffPage {
+/// A difference, and an agent as it was, as a viewer sees them.
+pub fn pages_of_viewer() -> [String; 2] {
+    let (_, story) = stories().remove(0);
+    let past = Frame { rights: viewer("Past").rights, ..past("Past") };
+    [
+        diff(viewer("Differences"), true).render().unwrap(),
+        story.past_page_within(past).render().unwrap(),
+    ]
+}
+
+fn diff(frame: Frame, found: bool) -> DiffPage {
     use crate::http::api::diff::{DiffAnswer, Side};
     let side = |position, ago| Side {
         position: Position(position),
@@ -102,7 +116,7 @@ fn diff(found: bool) -> DiffPage {
     let things = vec![changed()];
     let answer = DiffAnswer::new(1_785_000_000, (old, new), Position(18_200), things);
     let asked = Between::default();
-    DiffPage::new(frame("Differences"), &asked, None, found.then_some(answer))
+    DiffPage::new(frame, &asked, None, found.then_some(answer))
 }
 
 fn integrity(sealed: bool) -> IntegrityPage {
