@@ -161,7 +161,8 @@ async fn more_tabs_than_one_stream_carries_are_live_when_they_are_looked_at() {
     browser.run(NOTE_STREAMS).await;
     // As seventeen pages of agents do it; they answer when the leading tab asks all.
     let tabs = "
-        window.others = new BroadcastChannel('milepost-stream');
+        const script = document.querySelector('script[type=module]').src.replace('app.js', 'stream.js');
+        window.others = new BroadcastChannel(`milepost-stream ${script}`);
         const tabs = Array.from({length: 17}, () => {
             const [agent, job] = [crypto.randomUUID(), crypto.randomUUID()];
             return {agent: [agent], job: [job], node: [], log: [job], events: [agent]};

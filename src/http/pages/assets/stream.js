@@ -7,7 +7,8 @@ import { learnTime, now, number, time } from "./format.js";
 
 const STREAM = "/api/stream";
 const SESSION = "/api/session";
-const NAME = "milepost-stream";
+/** Scripts of another version may speak otherwise: the tabs of each version share a stream. */
+const NAME = `milepost-stream ${import.meta.url}`;
 
 /** Bookmarks come every 5 s: after this long without a word, the connection is dead. */
 const SILENCE_MS = 12_000;
@@ -80,6 +81,7 @@ export function subscribe(topics, handler) {
   };
 }
 
+/** What this tab has to say for itself. */
 const own = () => ({ wants, since: seen, hidden: document.hidden });
 
 function sayWants() {
