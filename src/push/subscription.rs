@@ -26,7 +26,8 @@ use crate::execute::{ExecuteError, read_job};
 use crate::log::{Committed, DatabaseError, Escape, EventFilter, Opener, Since};
 use crate::views::{self, LIST_ROWS_MAX};
 
-/// Topics one stream may watch: a page watches one or two, a shared one those of all tabs.
+/// Topics one stream may watch. A page watches up to four, and a shared stream is of all tabs of a
+/// browser: `stream.js` leaves out those that were not looked at for longest.
 pub const WANTS_MAX: usize = 64;
 
 /// Events read from the log at once for a subscriber that is far behind; fewer where they are
@@ -115,6 +116,18 @@ impl Wants {
     fn all(&self) -> impl Iterator<Item = Topic> + use<> {
         let agents = self.all_agents.then_some(Topic::AllAgents);
         agents.into_iter().chain(self.all_nodes.then_some(Topic::AllNodes))
+    }
+
+    /// Wants the events of one stream, with all other events it wants.
+    pub fn add_stream(&mut self, stream: StreamId) {
+        match &mut self.events {
+            // All streams are among them.
+            Some(filter) if filter.streams.is_empty() => {}
+            Some(filter) => filter.streams.push(stream),
+            None => {
+                self.events = Some(EventFilter { streams: vec![stream], types: Vec::new() });
+            }
+        }
     }
 
     fn any_events(&self) -> bool {

@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
 use axum::response::Response;
+use milepost_projections::board::agent_of;
 use milepost_projections::job::job_of;
 use milepost_projections::node::node_of;
 use milepost_schemas::{AgentId, JobId, NodeId, StreamId};
@@ -100,22 +101,18 @@ async fn wants(app: &App, query: &str) -> Result<Wants, Problem> {
             (_, "all") => wants.events = Some(EventFilter::default()),
             (_, value) => {
                 let id: Uuid = named("events", value)?;
-                if StreamId(id) == StreamId::QUEUE {
-                    // Of the queue itself: it is nobody's, so that nothing else need be asked.
-                    let streams = vec![StreamId::QUEUE];
-                    let of_queue = EventFilter { streams, ..EventFilter::default() };
-                    wants.events.get_or_insert(of_queue);
-                    continue;
-                }
-                // One id, of an agent, a job or a node: the log says which.
+                // One id, of an agent, a job, a node or a stream of nobody's: the log says which.
                 match app.log.read_latest(id.into()).await?.as_ref().map(|it| it.event()) {
-                    Some(Ok(event)) if job_of(event).is_some() => {
+                    Some(Ok(event)) if job_of(event) == Some(JobId(id)) => {
                         wants.events_of_jobs.push(JobId(id));
                     }
-                    Some(Ok(event)) if node_of(event).is_some() => {
+                    Some(Ok(event)) if node_of(event) == Some(NodeId(id)) => {
                         wants.events_of_nodes.push(NodeId(id));
                     }
-                    _ => wants.events_of_agents.push(AgentId(id)),
+                    Some(Ok(event)) if agent_of(event) == Some(AgentId(id)) => {
+                        wants.events_of_agents.push(AgentId(id));
+                    }
+                    Some(Ok(_) | Err(_)) | None => wants.add_stream(StreamId(id)),
                 }
             }
         }

@@ -18,7 +18,6 @@ pub struct AgentPage {
     frame: Frame,
     id: AgentId,
     name: String,
-    max_attempts: u32,
     standing: Standing,
     actions: Actions,
     attempts: Vec<AttemptView>,
@@ -51,7 +50,6 @@ impl AgentPage {
         Self {
             id: agent.agent.id,
             name: agent.agent.name.clone(),
-            max_attempts: instance.map_or(0, |instance| instance.max_attempts),
             standing: Standing::of_agent(agent, usual, now),
             actions: Actions {
                 subject: format!("/agents/{}", agent.agent.id),

@@ -62,6 +62,7 @@ files! {
     "overview.js": JAVASCRIPT,
     "projections.css": CSS,
     "projections.js": JAVASCRIPT,
+    "refresh.js": JAVASCRIPT,
     "standing.js": JAVASCRIPT,
     "stream.js": JAVASCRIPT,
     "travel.js": JAVASCRIPT,

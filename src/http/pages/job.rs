@@ -21,7 +21,6 @@ pub struct JobPage {
     /// What people call what it changes.
     name: String,
     job_type: String,
-    max_attempts: u32,
     standing: Standing,
     actions: Actions,
     attempts: Vec<AttemptView>,
@@ -51,7 +50,6 @@ impl JobPage {
             list,
             name,
             job_type: job.job_type.clone(),
-            max_attempts: job.max_attempts,
             standing: Standing::of_job(job, usual, now),
             actions: Actions {
                 subject,

@@ -19,7 +19,6 @@ pub struct NodePage {
     name: String,
     status: &'static str,
     status_word: &'static str,
-    max_attempts: u32,
     standing: Standing,
     actions: Actions,
     attempts: Vec<AttemptView>,
@@ -42,7 +41,6 @@ impl NodePage {
             name: node.hostname.clone(),
             status,
             status_word: word_of("node-status", status),
-            max_attempts: job.map_or(0, |job| job.max_attempts),
             standing: Standing::of_node(node, now),
             actions: Actions {
                 subject: format!("/nodes/{}", node.id),

@@ -326,3 +326,47 @@ async fn a_kept_checkpoint_of_more_events_than_the_log_has_says_that_it_became_s
     assert_eq!(browser.console().await, [""; 0]);
     browser.quit().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_is_shown_of_a_checkpoint_is_of_one() {
+    let server = Server::start().await;
+    let client = server.client();
+    client.job("mari").await;
+    sealed(&client, 4).await;
+    let browser = logged_in(&server).await;
+    checks(&browser, &server).await;
+    let keep = "return fetch('/integrity').then((answer) => answer.text()).then((text) => { window.kept = text; })";
+    browser.run(keep).await;
+    client.job("juno").await;
+    sealed(&client, 8).await;
+    // As where its script comes late: the log was sealed again meanwhile.
+    let late = "
+        const kept = new DOMParser().parseFromString(window.kept, 'text/html');
+        document.querySelector('mp-integrity').replaceWith(kept.querySelector('mp-integrity'));";
+    browser.run(late).await;
+    let done = "return document.querySelector('mp-integrity').dataset.done !== undefined";
+    browser.wait_for("everything was checked", done).await;
+    let shown = is_of_one(&browser).await;
+    // And where a checkpoint that somebody kept is newer than the page.
+    let note = client.send(client.request(reqwest::Method::GET, "/log/checkpoint")).await;
+    let kept = check(&browser, "kept", &json!({"kept": note.text()})).await;
+    assert!(kept.iter().all(|(check, _)| check != "wrong"), "{kept:?}");
+    assert!(is_of_one(&browser).await > shown, "the page has the newer one");
+    assert_eq!(browser.console().await, [""; 0]);
+    browser.quit().await;
+}
+
+/// Asserts that what the page shows of the checkpoint, and has checked, is what its note says; its
+/// size.
+async fn is_of_one(browser: &Browser) -> u64 {
+    let shown = "
+        return ['note', 'size', 'root', 'origin'].map((name) =>
+            document.querySelector(`[data-slot=${name}]`).textContent)";
+    let shown: Vec<String> = serde_json::from_value(browser.run(shown).await).unwrap();
+    let lines: Vec<&str> = shown[0].lines().collect();
+    assert_eq!([lines[1], lines[2], lines[0]], [&*shown[1], &shown[2], &shown[3]]);
+    let checks = results(browser, "[data-slot=checks]").await;
+    let named = format!("The checkpoint of {} events is signed", lines[1]);
+    assert!(checks[0].0 == "open" || checks[0].1.starts_with(&named), "{checks:?}");
+    lines[1].parse().unwrap()
+}

@@ -211,3 +211,51 @@ async fn the_running_task_and_the_first_lines_are_there_at_once() {
     assert_eq!(browser.console().await, [""; 0]);
     browser.quit().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_that_do_not_come_are_asked_for_less_and_less_and_refused_ones_no_more() {
+    let server = Server::start().await;
+    let client = server.client();
+    let browser = logged_in(&server).await;
+    let (_, job) = client.job("mari").await;
+    for from in [1, 501, 1001] {
+        print(&client, &job, from, 500).await;
+    }
+    browser.open(&format!("{}/jobs/{job}", server.url())).await;
+    is_live(&browser).await;
+    wait_for(&browser, "the end of the log", "says(1501) === 'line 1500 of the run'").await;
+    // Waits of a second and more are noted, and over at once.
+    let refuse = "
+        [window.status_of_answers, window.asked, window.waits] = [503, 0, []];
+        const [ask, wait] = [window.fetch, window.setTimeout];
+        window.fetch = (path, ...more) => {
+            if (!String(path).includes('/log?')) return ask(path, ...more);
+            window.asked += 1;
+            const problem = JSON.stringify({detail: 'they were archived'});
+            return Promise.resolve(new Response(problem, {status: window.status_of_answers}));
+        };
+        window.setTimeout = (work, ms) => {
+            if (ms >= 1000) window.waits.push(ms);
+            return wait(work, ms < 1000 ? ms : 0);
+        };
+        view.scrollTop = 0;";
+    run(&browser, refuse).await;
+    wait_for(&browser, "they were asked for again", "window.waits.length >= 7").await;
+    let waits = run(&browser, "return window.waits.slice(0, 7)").await;
+    assert_eq!(waits, json!([1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]));
+    let said = "document.querySelector('[data-slot=log-refused]').textContent";
+    assert_eq!(run(&browser, &format!("return {said}")).await, "");
+
+    run(&browser, "window.status_of_answers = 410").await;
+    let refused = format!("{said} === 'Lines that are not here do not come: they were archived'");
+    wait_for(&browser, "it says why they do not come", &refused).await;
+    let asked = run(&browser, "return [window.asked, window.waits.length]").await;
+    run(&browser, "view.scrollTop = 700 * 20").await;
+    wait_for(&browser, "other lines are in sight", "row(705) !== null").await;
+    print(&client, &job, 1501, 1).await;
+    let counted = "document.querySelector('[data-slot=log-count]').textContent === '1,502 lines'";
+    wait_for(&browser, "the stream goes on", counted).await;
+    assert_eq!(run(&browser, "return [window.asked, window.waits.length]").await, asked);
+    assert_eq!(browser.console().await, [""; 0]);
+    browser.quit().await;
+}

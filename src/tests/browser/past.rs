@@ -73,3 +73,57 @@ async fn new_events_come_in_at_the_top_when_they_match_and_wait_when_told_to() {
     assert_eq!(browser.console().await, [""; 0]);
     browser.quit().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_give_way_to_newer_ones_are_on_the_older_page() {
+    /// Rows that the page keeps.
+    const ROWS: u64 = 500;
+    let server = Server::start().await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    let browser = logged_in(&server).await;
+    browser.open(&format!("{}/events?text={job}", server.url())).await;
+    is_live(&browser).await;
+    let older = "return document.querySelector('[data-slot=older]').checkVisibility()";
+    assert_eq!(browser.run(older).await, false, "there is none");
+    let mut newest = 0;
+    for number in 0..ROWS {
+        let step = format!("step {number}");
+        let body = json!({"job_id": job, "status": "provisioning", "step": step});
+        newest = client.deliver(body).await.1["position"].as_u64().unwrap();
+    }
+    let all = format!(
+        "const rows = document.querySelector('.event-list').children;
+         return rows.length === {ROWS} && rows[0].id === 'e{newest}' && Number(rows[{ROWS} - 1].dataset.position)"
+    );
+    let oldest = browser.wait_for("all of them were told", &all).await;
+    assert_eq!(oldest, newest + 1 - ROWS);
+    assert_eq!(browser.run(older).await, true);
+    browser.run("document.querySelector('[data-slot=older]').click()").await;
+    let next = "return new URLSearchParams(location.search).has('before')
+        && document.querySelector('.event')?.dataset.position";
+    let next = browser.wait_for("the older page", next).await;
+    let before = client.read(&format!("/api/events?text={job}&before={oldest}&limit=1")).await;
+    assert_eq!(next, before["events"][0]["position"].to_string());
+    assert_eq!(browser.console().await, [""; 0]);
+    browser.quit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_does_not_lead_out_of_the_past() {
+    let server = Server::start().await;
+    server.client().job("mari").await;
+    let browser = logged_in(&server).await;
+    browser.open(&format!("{}/?at=2", server.url())).await;
+    for (words, address) in [("mari & co", "?at=2&q=mari+%26+co"), ("", "?at=2")] {
+        browser
+            .run(&format!(
+                "const filter = document.querySelector('#filter');
+                 filter.value = '{words}';
+                 filter.dispatchEvent(new Event('input'));"
+            ))
+            .await;
+        assert_eq!(browser.run("return location.search").await, address);
+    }
+    browser.quit().await;
+}

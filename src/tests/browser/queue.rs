@@ -1,4 +1,4 @@
-//! Whether the queue is paused is seen without a reload.
+//! Whether the queue is paused, and what comes first in it, is seen without a reload.
 
 use milepost::accounts::make_link;
 use milepost::app::Clock;
@@ -57,4 +57,30 @@ async fn a_pause_and_its_end_appear_on_the_overview_as_they_happen() {
         .await;
     assert_eq!(browser.run("return window.unmoved").await, true);
     assert_eq!(browser.console().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_priority_appears_on_the_page_of_its_job() {
+    let server = Server::start().await;
+    let (client, browser) = (server.client(), logged_in(&server).await);
+    let (_, job) = client.job("mari").await;
+    browser.open(&format!("{}/jobs/{job}", server.url())).await;
+    is_live(&browser).await;
+    let prioritise = async |priority: i64| {
+        let path = format!("/api/jobs/{job}/priority");
+        let (status, answer) = client.post(&path, &json!({"priority": priority})).await;
+        assert!(status.is_success(), "{answer}");
+        let shown = format!(
+            "return document.querySelector('[data-fact=priority] code').textContent === '{priority}'"
+        );
+        browser.wait_for("the priority is there", &shown).await;
+    };
+    let written = "return document.querySelector('[name=priority]').value";
+    prioritise(50).await;
+    assert_eq!(browser.run(written).await, "50");
+    browser.run("document.querySelector('[name=priority]').value = '7'").await;
+    prioritise(60).await;
+    assert_eq!(browser.run(written).await, "7", "what somebody writes stays");
+    assert_eq!(browser.console().await, [""; 0]);
+    browser.quit().await;
 }

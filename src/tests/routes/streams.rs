@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use milepost::push::{Subscription, Wants};
+use milepost_projections::upkeep::upkeep_stream;
 use milepost_schemas::StreamId;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -243,6 +244,28 @@ async fn one_connection_carries_what_several_pages_need() {
     let new = client.agent("new").await;
     let message = stream.next().await.unwrap();
     assert_eq!((message.event.as_str(), &message.json()["agent"]["id"]), ("instance", &json!(new)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_events_of_a_stream_of_nobody_are_told_beside_the_queue_s() {
+    let server = Server::start().await;
+    let client = server.client();
+    // Nothing has been ordered of the view yet: its stream has no event.
+    let (queue, upkeep) = (StreamId::QUEUE, upkeep_stream("board"));
+    let path = format!("/api/stream?events={queue}&events={upkeep}");
+    let mut stream = client.stream(&path, None).await;
+    assert!(snapshot(&mut stream).await.is_empty());
+    client.agent("mari").await;
+    let (status, _) = client.post("/api/projections/board/verify", &json!({})).await;
+    assert_eq!(status, 202);
+    let (status, _) = client.post("/api/queue/pause", &json!({"reason": "an outage"})).await;
+    assert!(status.is_success());
+    let mut told = Vec::new();
+    while !told.contains(&"QueuePaused".to_owned()) {
+        told.push(text(&stream.next_named("recorded").await.json(), "type"));
+    }
+    assert_eq!(told[0], "ProjectionVerifyRequested");
+    assert!(!told.contains(&"AgentCreated".to_owned()), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -85,11 +85,14 @@ function extended(list) {
   return [36, 6, 1].map((step) => LEVELS[Math.floor((index - 16) / step) % 6]);
 }
 
+/** Colours remembered: a run that prints every one of 16 million must not keep them all. */
+const KNOWN_MAX = 1_024;
 const known = new Map();
 
 function readable(colour) {
   const key = colour.join();
   if (!known.has(key)) {
+    if (known.size >= KNOWN_MAX) known.clear();
     const [light, dark] = GROUNDS.map((ground, dark) => css(towards(colour, dark ? WHITE : BLACK, ground)));
     known.set(key, `light-dark(${light}, ${dark})`);
   }

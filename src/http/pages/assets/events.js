@@ -52,7 +52,19 @@ class Events extends HTMLElement {
     element.classList.add("fresh-row");
     this.list.insertBefore(element, next);
     this.querySelector(".none").hidden = true;
-    while (this.list.childElementCount > EVENTS_MAX && !this.list.lastElementChild.contains(document.activeElement)) this.list.lastElementChild.remove();
+    while (this.list.childElementCount > EVENTS_MAX && !this.list.lastElementChild.contains(document.activeElement)) {
+      this.list.lastElementChild.remove();
+      this.#leadOn();
+    }
+  }
+
+  /** The older page begins behind the last row that is left. */
+  #leadOn() {
+    const older = slot(this, "older");
+    const query = new URLSearchParams(location.search);
+    query.set("before", this.list.lastElementChild.dataset.position);
+    older.href = `?${query}`;
+    older.parentElement.hidden = false;
   }
 
   #follow(on) {

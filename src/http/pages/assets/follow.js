@@ -5,6 +5,8 @@ import { full } from "./format.js";
 import { ofAgent, ofJob } from "./standing.js";
 import { subscribe } from "./stream.js";
 
+/** Events the server puts on the page: EVENTS_SHOWN in handlers.rs. */
+const EVENTS_SHOWN = 200;
 /** Events kept on the page; older ones stay behind the link. */
 const EVENTS_MAX = 500;
 
@@ -104,6 +106,10 @@ class Follow extends HTMLElement {
       this.#fact(key, at && full(Date.parse(at)));
     }
     this.#fact("locked-by", job.locked_by);
+    this.#fact("priority", job.priority);
+    // What somebody has written there stays.
+    const priority = this.querySelector('[name="priority"]');
+    if (priority) attribute(priority, "value", job.priority);
     this.#fact("cancelled-by", job.cancelled_by && who(job.cancelled_by));
     if (!this.dataset.agent) this.#stand();
   }
@@ -133,7 +139,7 @@ class Follow extends HTMLElement {
     if (document.getElementById(`e${event.position}`)) return;
     const next = [...this.events.children].find((other) => Number(other.dataset.position) < event.position) ?? null;
     // Older than all that is shown: it stands behind the link.
-    if (!next && this.events.childElementCount >= 200) return;
+    if (!next && this.events.childElementCount >= EVENTS_SHOWN) return;
     const element = copy("event");
     fillEvent(element, event, this.fields);
     element.classList.add("fresh-row");

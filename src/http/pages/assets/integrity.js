@@ -1,9 +1,10 @@
 // The integrity page: the checkpoint's signature, its consistency with the last one this browser
 // saw, and whatever else is asked. The server answers with proofs; what they prove is computed here.
 
-import { slot, text } from "./fill.js";
+import { slot } from "./fill.js";
 import { full, number } from "./format.js";
 import { canHash, fromBase64, fromHex, isConsistent, isIncluded, isSignedBy, leafHash, parseKey, parseLeaf, parseNote, same, toBase64, toHex } from "./merkle.js";
+import { element } from "./refresh.js";
 
 /** What this browser remembers, by origin: `{size, root, key, at}`. */
 const MEMORY = "milepost.checkpoint ";
@@ -142,24 +143,23 @@ class Integrity extends HTMLElement {
     this.dataset.done = "";
   }
 
-  /** The latest checkpoint, on its own and against the last one seen here. */
+  /** The checkpoint that the page shows, on its own and against the last one seen here. */
   async #latest() {
-    const note = parseNote(await (await ask("/log/checkpoint")).text());
+    if (!slot(this, "note")) await this.#renew();
+    if (!slot(this, "note")) throw new Error("there is no checkpoint yet");
+    const note = parseNote(slot(this, "note").textContent);
     const { keys } = await askJson("/log/keys");
     this.#keys = await Promise.all(keys.map(({ verifier_key }) => parseKey(verifier_key)));
-    this.#show(note);
     const signed = await this.#signed(note);
     this.#checkpoint = note;
     return [signed, ...(await this.#since(note, signed.dataset.check === "wrong"))];
   }
 
-  #show({ origin, size, root }) {
-    const shown = slot(this, "size");
-    if (!shown) return;
-    text(shown, number(size));
-    shown.href = `/events/${size}`;
-    text(slot(this, "origin"), origin);
-    text(slot(this, "root"), toBase64(root));
+  /** Shows the log's latest checkpoint: all that is said of it comes in one answer. */
+  async #renew() {
+    const about = '[aria-labelledby="latest"]';
+    const now = await element("/integrity", about);
+    if (now) this.querySelector(about).replaceChildren(...now.childNodes);
   }
 
   async #signed(note) {
@@ -258,7 +258,10 @@ class Integrity extends HTMLElement {
   async kept({ kept }) {
     const note = parseNote(`${kept.value.trim()}\n`);
     // It may be newer than this page.
-    if (note.size > this.#checkpoint.size) put(slot(this, "checks"), await this.#latest());
+    if (note.size > this.#checkpoint.size) {
+      await this.#renew();
+      put(slot(this, "checks"), await this.#latest());
+    }
     const { origin, size: tree, root } = this.#checkpoint;
     if (note.origin !== origin) throw new Error(`it is of ${note.origin}, and this log is ${origin}`);
     const signed = await this.#signed(note);

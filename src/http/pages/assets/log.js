@@ -17,8 +17,9 @@ const SPACE_ROWS_MAX = 500_000;
 const ASK_MS = 50;
 /** Pages on their way at once. */
 const ASKED_MAX = 4;
-/** How long to wait before a page that did not come is asked for again. */
+/** How long to wait before a page that did not come is asked for again, twice as long each time. */
 const AGAIN_MS = 1_000;
+const AGAIN_MAX_MS = 30_000;
 
 class Log extends HTMLElement {
   #job = "";
@@ -27,6 +28,9 @@ class Log extends HTMLElement {
   #base = 0;
   #pages = new Map();
   #asked = new Set();
+  /** Pages that did not come, one after the other. */
+  #failures = 0;
+  #isRefused = false;
   #following = true;
   /** Where a scroll of our own leads: any other is the reader's. */
   #scrolledTo = -1;
@@ -74,6 +78,8 @@ class Log extends HTMLElement {
     this.#base = Math.max(total - SPACE_ROWS_MAX, 0);
     this.#pages.clear();
     this.#asked.clear();
+    this.#failures = 0;
+    this.#refuse("");
     this.#following = true;
     this.#target = 0;
     this.#ready = false;
@@ -124,6 +130,7 @@ class Log extends HTMLElement {
 
   /** Asks for a page, unless all there is of it is here or on its way. */
   async #ask(index) {
+    if (this.#isRefused) return;
     const there = this.#pages.get(index)?.length ?? 0;
     const whole = Math.min(PAGE_ROWS, this.#total - index * PAGE_ROWS);
     if ((there >= whole && this.#ready) || this.#asked.has(index) || this.#asked.size >= ASKED_MAX) return;
@@ -132,24 +139,36 @@ class Log extends HTMLElement {
     try {
       const query = `after=${index * PAGE_ROWS}&limit=${PAGE_ROWS}`;
       const answer = await fetch(`/api/jobs/${job}/log?${query}${this.#at()}`, { cache: "no-store" });
-      if (!answer.ok) throw new Error(answer.statusText);
-      const { lines, total } = await answer.json();
+      const said = await answer.json().catch(() => ({}));
       if (job !== this.#job) return;
+      // Asked again, it would be the same.
+      if (answer.status >= 400 && answer.status < 500) return this.#refuse(said.detail ?? `status ${answer.status}`);
+      if (!answer.ok) throw new Error(answer.statusText);
+      const { lines, total } = said;
+      this.#failures = 0;
       if (lines.length > (this.#pages.get(index)?.length ?? -1)) this.#pages.set(index, lines);
       this.#total = Math.max(this.#total, total);
       this.#ready = true;
       this.#asked.delete(index);
     } catch {
       if (job !== this.#job) return;
+      const wait = Math.min(AGAIN_MS * 2 ** this.#failures, AGAIN_MAX_MS);
+      this.#failures += 1;
       setTimeout(() => {
         this.#asked.delete(index);
         this.#ready ? this.#draw() : this.#ask(index);
-      }, AGAIN_MS);
+      }, wait);
       return;
     }
     this.#forget(index);
     this.#count();
     this.#draw();
+  }
+
+  /** The server will not give the lines, and says why; nothing takes that back. */
+  #refuse(detail) {
+    this.#isRefused = Boolean(detail);
+    text(slot(this, "log-refused"), detail && `Lines that are not here do not come: ${detail}`);
   }
 
   #forget(near) {

@@ -3,6 +3,7 @@
 
 import { announce, attribute, copy, fillStanding, fillSteps, overdueAfter, setMoment, slot, text, word } from "./fill.js";
 import { number } from "./format.js";
+import { refresher } from "./refresh.js";
 import { ofAgent } from "./standing.js";
 import { subscribe } from "./stream.js";
 
@@ -14,7 +15,11 @@ class Overview extends HTMLElement {
   #changed = new Map();
   #flushing = 0;
   #subscription = null;
-  #asked = 0;
+  /** Somebody stopped the queue, or let it go on: the server says what stands there now. */
+  #queueChanged = refresher("/", "aside.queue", (now) => {
+    this.querySelector("aside.queue").replaceChildren(...now.childNodes);
+    announce(this.querySelector(".paused strong")?.textContent ?? "The queue goes on.");
+  });
 
   connectedCallback() {
     this.groups = [...this.querySelectorAll(".group")].map((element) => ({
@@ -44,18 +49,6 @@ class Overview extends HTMLElement {
     // Only the newest state of each agent matters, however many came since the last frame.
     this.#changed.set(data.agent.id, data);
     this.#flushing ||= setTimeout(() => this.#flush(), 16);
-  }
-
-  /** Somebody stopped the queue, or let it go on: the server says what stands there now. */
-  async #queueChanged() {
-    const asked = ++this.#asked;
-    const answer = await fetch("/", { headers: { accept: "text/html" } }).catch(() => null);
-    const page = answer?.ok && new DOMParser().parseFromString(await answer.text(), "text/html");
-    const now = page && page.querySelector("aside.queue");
-    // A later change has asked anew.
-    if (!now || asked !== this.#asked) return;
-    this.querySelector("aside.queue").replaceChildren(...now.childNodes);
-    announce(this.querySelector(".paused strong")?.textContent ?? "The queue goes on.");
   }
 
   #flush() {
@@ -162,7 +155,11 @@ class Overview extends HTMLElement {
 
   #filtered() {
     const wanted = this.filter.value.trim();
-    history.replaceState(null, "", wanted ? `?q=${encodeURIComponent(wanted)}` : location.pathname);
+    // A page of the past stays there.
+    const address = new URL(location.href);
+    if (wanted) address.searchParams.set("q", wanted);
+    else address.searchParams.delete("q");
+    history.replaceState(null, "", address);
     for (const row of this.querySelectorAll(".row")) this.#match(row);
     const some = Boolean(this.querySelector(".row:not([hidden])"));
     this.querySelector("#filter-none").hidden = some || !wanted;

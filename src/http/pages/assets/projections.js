@@ -5,12 +5,12 @@
 // it is asked for with each tick, and otherwise only once the log has grown.
 
 import { announce, attribute } from "./fill.js";
+import { refresher } from "./refresh.js";
 import { head, subscribe } from "./stream.js";
 
 class Projections extends HTMLElement {
   #subscription = null;
-  #asking = false;
-  #again = false;
+  #look = refresher("/projections", "mp-projections", (now) => this.#put(now));
 
   connectedCallback() {
     const { streams } = this.dataset;
@@ -26,23 +26,6 @@ class Projections extends HTMLElement {
   #tick = () => {
     if ("moving" in this.dataset || head() > Number(this.dataset.position)) this.#look();
   };
-
-  /** One question at a time; what happens meanwhile asks again. */
-  async #look() {
-    this.#again = this.#asking;
-    if (this.#asking) return;
-    this.#asking = true;
-    const now = await this.#ask().catch(() => null);
-    this.#asking = false;
-    if (now) this.#put(now);
-    if (this.#again) this.#look();
-  }
-
-  async #ask() {
-    const answer = await fetch("/projections", { headers: { accept: "text/html" }, cache: "no-store" });
-    const page = answer.ok && new DOMParser().parseFromString(await answer.text(), "text/html");
-    return page && page.querySelector("mp-projections");
-  }
 
   #put(now) {
     attribute(this, "data-position", now.dataset.position);

@@ -7,7 +7,8 @@ import { learnTime, now, number, time } from "./format.js";
 
 const STREAM = "/api/stream";
 const SESSION = "/api/session";
-const NAME = "milepost-stream";
+/** Scripts of another version may speak otherwise: the tabs of each version share a stream. */
+const NAME = `milepost-stream ${import.meta.url}`;
 
 /** Bookmarks come every 5 s: after this long without a word, the connection is dead. */
 const SILENCE_MS = 12_000;
@@ -20,6 +21,8 @@ const BACKOFF_FIRST_MS = 1_000;
 const BACKOFF_MAX_MS = 30_000;
 /** A log that keeps beginning anew must not keep a page reloading. */
 const RELOAD_MIN_MS = 10_000;
+/** Topics one connection may carry: WANTS_MAX in subscription.rs. */
+const TOPICS_MAX = 64;
 
 const EVENTS = ["instance", "job", "node", "log", "recorded", "bookmark", "reset"];
 const TOPICS = ["agent", "job", "node", "log", "events"];
@@ -35,25 +38,30 @@ let receive = () => {};
 let epoch = 0;
 /** Everything up to here has been seen by this tab. */
 let seen = 0;
-let newest = 0;
 let heardAt = Date.now();
 let leaderAt = Date.now();
-/** `connecting`, `catching-up`, `live`, `waiting`, `signed-out`; `nextTry` while waiting. */
-let link = { state: "connecting", caughtUp: 0, nextTry: 0 };
+/** `connecting`, `catching-up`, `live`, `waiting`, `signed-out`; `nextTry` while waiting; `carries`
+    are the tabs whose topics the connection has. */
+const BEGINNING = { state: "connecting", caughtUp: 0, nextTry: 0, carries: [] };
+let link = BEGINNING;
 
 /** What the leading tab knows besides. */
 let leading = false;
 let release = () => {};
 let source = null;
-let openedAt = 0;
+/** When the connection was opened, or last said something. */
+let spokenAt = 0;
+/** What each tab wants, and has seen before the connection carried it; who spoke last stands last. */
 let tabs = new Map();
 let opened = "";
+/** Everything up to here has been said by the connection, beginning where it resumed. */
+let reached = Infinity;
 let failures = 0;
 let retryTimer = 0;
 let rollTimer = 0;
 
 /** The log's size as far as this tab was told. */
-export const head = () => newest;
+export const head = () => seen;
 
 /** Follows those topics; `update` changes them. */
 export function subscribe(topics, handler) {
@@ -73,11 +81,13 @@ export function subscribe(topics, handler) {
   };
 }
 
+/** What this tab has to say for itself. */
+const own = () => ({ wants, since: seen, hidden: document.hidden });
+
 function sayWants() {
   if (!page) return;
-  const mine = { wants, since: seen };
-  if (leading) tabWants(me, mine);
-  else post({ kind: "wants", tab: me, mine });
+  if (leading) tabWants(me, own());
+  else post({ kind: "wants", tab: me, mine: own() });
 }
 
 function post(message) {
@@ -85,7 +95,7 @@ function post(message) {
 }
 
 function start() {
-  link = { state: "connecting", caughtUp: 0, nextTry: 0 };
+  link = BEGINNING;
   leaderAt = Date.now();
   if (!canShare) return lead();
   sayWants();
@@ -120,7 +130,8 @@ function unlead() {
 
 /** Asks all tabs what they want, then opens the stream for it. */
 function roll() {
-  tabs = new Map([[me, { wants, since: seen }]]);
+  tabs = new Map([[me, own()]]);
+  reached = Infinity;
   setLink({ state: "connecting" });
   post({ kind: "roll" });
   clearTimeout(retryTimer);
@@ -129,32 +140,51 @@ function roll() {
 }
 
 function tabWants(tab, mine) {
+  tabs.delete(tab);
   tabs.set(tab, mine);
+  const { topics, carries } = union();
   // A tab that is behind needs what the others have; they know what they have seen.
-  if (source && union().join() === opened && mine.since >= seen) return;
-  if (link.state === "waiting" || link.state === "signed-out") return;
+  if (source && topics.join() === opened && mine.since >= reached) {
+    if (!carries.includes(tab)) return;
+    mine.since = Infinity;
+    return setLink({ carries: [...new Set([...link.carries, tab])] });
+  }
+  if (link.state === "waiting") return;
+  // Somebody may have logged in again, over there.
+  if (link.state === "signed-out") return lookAgain();
   clearTimeout(rollTimer);
   rollTimer = setTimeout(open, ROLL_MS);
 }
 
-/** The topics of all tabs, each once, in a fixed order. */
+/** The topics of all tabs, each once, in a fixed order, and the tabs they are of. Where that is more
+    than one connection may carry, those that are looked at go first, then those that spoke last;
+    the others say again what they want when they are looked at. */
 function union() {
-  const parts = new Set();
-  for (const { wants: theirs } of tabs.values()) {
-    for (const topic of TOPICS) for (const id of theirs[topic] ?? []) parts.add(`${topic}=${encodeURIComponent(id)}`);
+  const topics = new Set();
+  const carries = [];
+  const latest = [...tabs].reverse().sort(([, one], [, other]) => one.hidden - other.hidden);
+  for (const [tab, { wants: theirs }] of latest) {
+    const wider = new Set(topics);
+    for (const topic of TOPICS) for (const id of theirs[topic] ?? []) wider.add(`${topic}=${encodeURIComponent(id)}`);
+    if (wider.size > TOPICS_MAX) continue;
+    for (const topic of wider) topics.add(topic);
+    carries.push(tab);
   }
-  return [...parts].sort();
+  return { topics: [...topics].sort(), carries };
 }
 
 function open() {
   closeSource();
-  const topics = union();
+  const { topics, carries } = union();
   if (!leading || topics.length === 0) return;
   opened = topics.join();
-  const since = Math.min(seen, ...[...tabs.values()].map((tab) => tab.since));
-  setLink({ state: "connecting", caughtUp: 0 });
-  openedAt = Date.now();
-  const mine = new EventSource(`${STREAM}?${topics.join("&")}&since=${epoch}-${since}`);
+  const before = reached;
+  reached = Math.min(reached, ...carries.map((tab) => tabs.get(tab).since));
+  // From here on those tabs are told everything: only how far the others were still matters.
+  for (const [tab, they] of tabs) they.since = carries.includes(tab) ? Infinity : Math.min(they.since, before);
+  setLink({ state: "connecting", caughtUp: 0, carries });
+  spokenAt = Date.now();
+  const mine = new EventSource(`${STREAM}?${topics.join("&")}&since=${epoch}-${reached}`);
   source = mine;
   for (const event of EVENTS) {
     mine.addEventListener(event, ({ data, lastEventId }) => {
@@ -162,9 +192,21 @@ function open() {
       const message = { kind: "message", event, data, id: lastEventId };
       post(message);
       deliver(message);
+      advance(message);
     });
   }
   mine.addEventListener("error", () => source === mine && fail());
+}
+
+/** What a message says of the connection. */
+function advance({ event, id }) {
+  if (event === "reset") return;
+  spokenAt = Date.now();
+  failures = 0;
+  reached = Math.max(reached, positionOf(id));
+  if (link.state === "live") return;
+  if (event === "bookmark") setLink({ state: "live" });
+  else setLink({ state: "catching-up", caughtUp: link.caughtUp + (event === "recorded" ? 1 : 0) });
 }
 
 function closeSource() {
@@ -190,6 +232,10 @@ function retryIn(ms) {
   retryTimer = setTimeout(roll, ms);
 }
 
+function lookAgain() {
+  signedOut().then((still) => still || !leading || roll());
+}
+
 async function signedOut() {
   try {
     const answer = await fetch(SESSION, { cache: "no-store", signal: AbortSignal.timeout(5000) });
@@ -205,29 +251,29 @@ function setLink(change) {
   page?.show();
 }
 
-/** A message for this tab, from its own connection or from the leading tab's. */
+/** A message from this tab's own connection or from the leading tab's. */
 function deliver({ event, data, id }) {
-  const [, position] = id.split("-").map(Number);
+  // What comes before the connection has this tab's topics says nothing of them.
+  if (!link.carries.includes(me)) return;
   heardAt = Date.now();
   const message = { event, data: JSON.parse(data) };
   if (event === "reset") return begunAnew(message.data);
-  newest = Math.max(newest, position || 0);
-  if (event === "bookmark") {
-    learnTime(Date.parse(message.data.at));
-    seen = Math.max(seen, message.data.position);
-  } else {
-    receive(message);
-    if (event === "recorded" || event === "log") seen = Math.max(seen, position);
-  }
-  if (leading) {
-    failures = 0;
-    if (event === "bookmark") {
-      if (link.state !== "live") setLink({ state: "live" });
-    } else if (link.state !== "live") {
-      setLink({ state: "catching-up", caughtUp: link.caughtUp + (event === "recorded" ? 1 : 0) });
-    }
-  }
+  if (event === "bookmark") learnTime(Date.parse(message.data.at));
+  else if (event !== "recorded" || follows(message.data)) receive(message);
+  seen = Math.max(seen, positionOf(id));
   page?.soon();
+}
+
+/** Up to where everything has been said with the message of that id. */
+const positionOf = (id) => Number(id.split("-")[1]);
+
+/** Whether an event is of those that this tab wants, and not only another one: the same rule as
+    subscription.rs. All that is told of a job stands in its own stream. */
+function follows({ stream, type, data }) {
+  const ids = wants.events ?? [];
+  if (ids.includes("all") || ids.includes(stream)) return true;
+  // What a run prints is no event of its agent or its node.
+  return type !== "JobLogRecorded" && (ids.includes(data.agent_id) || ids.includes(data.node_id));
 }
 
 function begunAnew({ epoch: other }) {
@@ -241,7 +287,7 @@ function begunAnew({ epoch: other }) {
     comes back. */
 function watch() {
   if (leading) {
-    if (source && Date.now() - Math.max(heardAt, openedAt) > SILENCE_MS) fail();
+    if (source && Date.now() - spokenAt > SILENCE_MS) fail();
   } else if (canShare && !document.hidden && Date.now() - leaderAt > LEADER_DEAD_MS) {
     leaderAt = Date.now();
     requestLead({ steal: true });
@@ -250,11 +296,9 @@ function watch() {
 
 function cameBack() {
   if (document.hidden || !page) return;
-  if (!leading) return sayWants();
-  const silent = Date.now() - heardAt > SILENCE_MS;
-  if (link.state === "signed-out") {
-    signedOut().then((still) => still || roll());
-  } else if (link.state === "waiting" || silent) {
+  sayWants();
+  if (!leading || link.state === "signed-out") return;
+  if (link.state === "waiting" || Date.now() - spokenAt > SILENCE_MS) {
     failures = 0;
     roll();
   }
@@ -262,7 +306,7 @@ function cameBack() {
 
 channel?.addEventListener("message", ({ data: said }) => {
   if (!page) return;
-  if (said.kind === "roll") post({ kind: "wants", tab: me, mine: { wants, since: seen } });
+  if (said.kind === "roll") post({ kind: "wants", tab: me, mine: own() });
   if (said.kind === "wants" && leading) tabWants(said.tab, said.mine);
   if (said.kind === "bye" && leading) tabs.delete(said.tab);
   if (leading) return;
@@ -283,7 +327,7 @@ class Stream extends HTMLElement {
   connectedCallback() {
     page = this;
     epoch = Number(this.dataset.epoch);
-    seen = newest = Number(this.dataset.position);
+    seen = Number(this.dataset.position);
     const [loaded] = performance.getEntriesByType("navigation");
     const age = performance.now() - (loaded?.responseStart ?? performance.now());
     learnTime(Number(this.dataset.now) + age);
@@ -336,7 +380,7 @@ class Stream extends HTMLElement {
     const [state, words] = freshness(age, again);
     if (this.dataset.state !== state) this.dataset.state = state;
     text(slot(this, "fresh"), words);
-    this.title = `Position ${number(newest)} of the log; last word from the server at ${time(now() - age)} UTC`;
+    this.title = `Position ${number(seen)} of the log; last word from the server at ${time(now() - age)} UTC`;
     const login = slot(this, "log-in");
     if (login) {
       login.hidden = state !== "signed-out";
@@ -359,8 +403,8 @@ function freshness(age, again) {
   if (age > SILENCE_MS) return ["stale", `${since} · ${next}`];
   if (link.state === "waiting") return ["reconnecting", next];
   if (link.state === "catching-up") return ["catching-up", `catching up (${number(link.caughtUp)} events)`];
-  if (link.state === "connecting") return ["connecting", "connecting"];
-  return ["live", `live · #${number(newest)} · ${(age / 1000).toFixed(1)} s`];
+  if (link.state === "connecting" || !link.carries.includes(me)) return ["connecting", "connecting"];
+  return ["live", `live · #${number(seen)} · ${(age / 1000).toFixed(1)} s`];
 }
 
 customElements.define("mp-stream", Stream);
