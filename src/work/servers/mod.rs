@@ -403,13 +403,13 @@ impl Servers {
 
     /// Waits until a server has joined the tailnet.
     async fn enrolled(&self, order: &ServerOrder, name: &str) -> Result<Device, ServerError> {
-        let begun = self.time.now();
+        let begun = self.time.passed();
         loop {
             let device = self.tailscale.device_named(name, &order.shape.tailscale_tags).await?;
             if let Some(device) = device.filter(|device| device.ip().is_some()) {
                 return Ok(device);
             }
-            let waited = Duration::try_from(self.time.now() - begun).unwrap_or_default();
+            let waited = self.time.passed().saturating_sub(begun);
             if waited >= order.enrol_timeout {
                 return Err(ServerError::NotEnrolled { name: name.to_owned(), waited });
             }
