@@ -452,12 +452,7 @@ impl Servers {
         undone: &mut Undone,
     ) -> Result<(), ClientError> {
         if let Some(attempt) = attempt {
-            let all = self.tailscale.devices().await?.into_iter();
-            // A host name is what a machine says of itself; a tag is given to it.
-            let its = all.filter(|device| {
-                AttemptId::of_name(&device.hostname) == Some(attempt) && !device.tags.is_empty()
-            });
-            devices.extend(its.map(|device| device.id));
+            devices.extend(self.devices_of(attempt).await?);
         }
         devices.sort();
         devices.dedup();
@@ -466,6 +461,16 @@ impl Servers {
             undone.devices.push(id);
         }
         Ok(())
+    }
+
+    /// The machines of an attempt in the tailnet.
+    async fn devices_of(&self, attempt: AttemptId) -> Result<Vec<String>, ClientError> {
+        let all = self.tailscale.devices().await?.into_iter();
+        // A host name is what a machine says of itself; a tag is given to it.
+        let its = all.filter(|device| {
+            AttemptId::of_name(&device.hostname) == Some(attempt) && !device.tags.is_empty()
+        });
+        Ok(its.map(|device| device.id).collect())
     }
 }
 
