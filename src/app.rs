@@ -1,8 +1,8 @@
 //! What every part of a process shares.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -148,6 +148,11 @@ impl Clock {
 impl clients::Time for Clock {
     fn now(&self) -> Timestamp {
         Self::now(*self)
+    }
+
+    fn passed(&self) -> Duration {
+        static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        BEGUN.elapsed()
     }
 
     fn random(&self) -> f64 {

@@ -20,6 +20,10 @@ pub const DELIVERIES_MAX: usize = 256;
 /// Distinct (attempt, kind, step) callbacks a job remembers for senders without delivery ids.
 pub const CALLBACKS_MAX: usize = 256;
 
+/// Runs of one attempt of which it is remembered whether they were asked to end: more than one is
+/// already one too many.
+pub const CANCELS_MAX: usize = 16;
+
 /// The status of a run at work, in GitHub's words.
 pub const RUN_IN_PROGRESS: &str = "in_progress";
 
@@ -162,16 +166,48 @@ pub struct RunState {
     pub unresolved: bool,
     /// Which time the run runs, and where it was seen last.
     pub seen: Option<(u32, String)>,
-    /// How often its dispatcher was asked to end it.
+    /// How often its dispatcher was asked to end one of its runs.
     pub cancel_requests: u32,
-    /// Whether it said that it will.
+    /// Whether it said of one that it will.
     pub cancel_accepted: bool,
+    /// The same by run, of the first [`CANCELS_MAX`]. For decisions only.
+    #[serde(skip)]
+    pub cancels: Vec<RunCancel>,
+}
+
+/// What came of asking a dispatcher to end one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunCancel {
+    /// The run.
+    pub workflow_run_id: String,
+    /// How often that was asked.
+    pub requests: u32,
+    /// Whether the dispatcher said that it will.
+    pub accepted: bool,
 }
 
 impl RunState {
     /// Whether its run has ended: it makes nothing more.
     pub fn is_over(&self) -> bool {
         self.seen.as_ref().is_some_and(|(_, status)| status == RUN_COMPLETED)
+    }
+
+    /// What came of asking to end one of its runs.
+    pub fn cancel_of(&self, run: &str) -> Option<&RunCancel> {
+        self.cancels.iter().find(|cancel| cancel.workflow_run_id == run)
+    }
+
+    fn ask_to_end(&mut self, run: &str, accepted: bool) {
+        self.cancel_requests += 1;
+        self.cancel_accepted |= accepted;
+        let known = self.cancels.iter_mut().find(|cancel| cancel.workflow_run_id == run);
+        if let Some(cancel) = known {
+            cancel.requests += 1;
+            cancel.accepted |= accepted;
+        } else if self.cancels.len() < CANCELS_MAX {
+            let workflow_run_id = run.to_owned();
+            self.cancels.push(RunCancel { workflow_run_id, requests: 1, accepted });
+        }
     }
 }
 
@@ -275,6 +311,11 @@ impl Job {
     /// The attempt under way, to come, or last.
     pub fn attempt(&self) -> &AttemptState {
         self.attempts.last().expect("a job begins with its first attempt")
+    }
+
+    /// The attempt of a number.
+    pub fn numbered(&self, number: Attempt) -> Option<&AttemptState> {
+        self.attempts.iter().find(|attempt| attempt.number == number)
     }
 
     /// What failed last; cleared when a new attempt begins.
@@ -437,7 +478,7 @@ impl Job {
             Event::WorkflowRunObserved(event) => {
                 let waits = self.attempt().number == event.attempt
                     && matches!(self.status, JobStatus::Dispatching | JobStatus::Running);
-                if let Some(attempt) = self.numbered(event.attempt) {
+                if let Some(attempt) = self.numbered_mut(event.attempt) {
                     attempt.run.seen = Some((event.run_attempt, event.status.clone()));
                     attempt.workflow_run_id.get_or_insert_with(|| event.workflow_run_id.clone());
                     // Seen at work, it is heard of, whatever becomes of its own words.
@@ -447,14 +488,13 @@ impl Job {
                 }
             }
             Event::WorkflowRunCancelRequested(event) => {
-                if let Some(attempt) = self.numbered(event.attempt) {
-                    attempt.run.cancel_requests += 1;
-                    attempt.run.cancel_accepted |= event.accepted;
+                if let Some(attempt) = self.numbered_mut(event.attempt) {
+                    attempt.run.ask_to_end(&event.workflow_run_id, event.accepted);
                 }
             }
             Event::JobPriorityChanged(event) => self.priority = event.priority,
             Event::CompensationRequested(event) => {
-                if let Some(attempt) = self.numbered(event.attempt) {
+                if let Some(attempt) = self.numbered_mut(event.attempt) {
                     Compensation::request(&mut attempt.compensation, event);
                 }
             }
@@ -563,12 +603,12 @@ impl Job {
         self.attempts.last_mut().expect("a job begins with its first attempt")
     }
 
-    fn numbered(&mut self, number: Attempt) -> Option<&mut AttemptState> {
+    fn numbered_mut(&mut self, number: Attempt) -> Option<&mut AttemptState> {
         self.attempts.iter_mut().find(|attempt| attempt.number == number)
     }
 
     fn compensation(&mut self, number: Attempt) -> Option<&mut Compensation> {
-        self.numbered(number)?.compensation.as_mut()
+        self.numbered_mut(number)?.compensation.as_mut()
     }
 
     fn hear(&mut self, at: Timestamp) {

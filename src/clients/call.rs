@@ -145,8 +145,8 @@ pub struct Service {
     pub time: Arc<dyn Time>,
     /// How patiently it is asked.
     pub patience: Patience,
-    /// Nothing is asked before: the service's allowance is used up.
-    quiet_until: Mutex<Option<Timestamp>>,
+    /// Nothing is asked before so much time has passed: the service's allowance is used up.
+    quiet_until: Mutex<Option<Duration>>,
 }
 
 impl Service {
@@ -267,7 +267,7 @@ impl Service {
         let limits = Limits::read(&headers, self.time.now());
         if status.is_success() {
             if let Some(pause) = limits.used_up {
-                *self.quiet_until() = self.time.now().checked_add(pause).ok();
+                *self.quiet_until() = Some(self.time.passed() + pause);
             }
             return Ok(body);
         }
@@ -280,13 +280,12 @@ impl Service {
 
     async fn keep_quiet(&self) {
         let until = self.quiet_until().take();
-        let pause = until.and_then(|until| Duration::try_from(until - self.time.now()).ok());
-        if let Some(pause) = pause {
+        if let Some(pause) = until.and_then(|until| until.checked_sub(self.time.passed())) {
             self.time.sleep(pause).await;
         }
     }
 
-    fn quiet_until(&self) -> std::sync::MutexGuard<'_, Option<Timestamp>> {
+    fn quiet_until(&self) -> std::sync::MutexGuard<'_, Option<Duration>> {
         self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

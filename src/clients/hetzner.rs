@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
@@ -308,7 +307,7 @@ impl Hetzner {
     /// cannot be asked.
     pub async fn finish(&self, mut action: Action) -> Result<(), ClientError> {
         let Patience { poll, action_timeout, .. } = self.service.patience;
-        let begun = self.service.time.now();
+        let begun = self.service.time.passed();
         let call = Call::new(Method::GET, format!("/actions/{}", action.id));
         loop {
             let id = action.id;
@@ -320,8 +319,7 @@ impl Hetzner {
                 }
                 ActionStatus::Running => {}
             }
-            let waited = self.service.time.now() - begun;
-            let waited = Duration::try_from(waited).unwrap_or_default();
+            let waited = self.service.time.passed().saturating_sub(begun);
             if waited >= action_timeout {
                 let trouble = Trouble::ActionTooSlow { id, waited };
                 return Err(self.service.error(action.command, trouble));

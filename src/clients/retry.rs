@@ -8,8 +8,8 @@ use jiff::Timestamp;
 
 use super::{Class, ClientError};
 
-/// The longest `Retry-After` that is waited out. Whoever is asked to wait longer is told so
-/// instead: a workflow's run costs money while it sleeps.
+/// The longest `Retry-After` that is waited out by default. Whoever is asked to wait longer is told
+/// so instead: a workflow's run costs money while it sleeps.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
 /// The longest pause when a service's allowance is used up and it says only when all of it is
@@ -20,6 +20,8 @@ pub const RATE_LIMIT_PAUSE_MAX: Duration = Duration::from_mins(1);
 pub trait Time: Send + Sync + fmt::Debug {
     /// Now.
     fn now(&self) -> Timestamp;
+    /// How much time has passed since some moment. It never goes back, whoever sets the clock.
+    fn passed(&self) -> Duration;
     /// A number from 0 up to 1, another at each call.
     fn random(&self) -> f64;
     /// Lets so much time pass.
@@ -41,6 +43,8 @@ pub struct Patience {
     pub poll: Duration,
     /// How long an action may take.
     pub action_timeout: Duration,
+    /// The longest `Retry-After` that is waited out.
+    pub retry_after_max: Duration,
 }
 
 impl Default for Patience {
@@ -53,6 +57,7 @@ impl Default for Patience {
             request_timeout: Duration::from_secs(30),
             poll: Duration::from_secs(2),
             action_timeout: Duration::from_mins(5),
+            retry_after_max: RETRY_AFTER_MAX,
         }
     }
 }
@@ -61,7 +66,7 @@ impl Patience {
     /// How long to wait after a try (from 1) that failed; `None` when it was the last.
     pub fn delay(&self, tried: u32, error: &ClientError, random: f64) -> Option<Duration> {
         let asked = error.retry_after().unwrap_or_default();
-        let hopeless = error.class() == Class::Final || asked > RETRY_AFTER_MAX;
+        let hopeless = error.class() == Class::Final || asked > self.retry_after_max;
         if hopeless || tried >= self.tries_max {
             return None;
         }
@@ -107,6 +112,8 @@ mod tests {
         assert_eq!(delay(Some(0)), Some(Duration::from_millis(250)));
         assert_eq!(delay(Some(RETRY_AFTER_MAX.as_secs())), Some(RETRY_AFTER_MAX));
         assert_eq!(delay(Some(RETRY_AFTER_MAX.as_secs() + 1)), None);
+        let hurried = Patience { retry_after_max: Duration::from_secs(16), ..patience };
+        assert_eq!(hurried.delay(1, &refused("rate_limit_exceeded", Some(17)), 0.0), None);
     }
 
     #[test]

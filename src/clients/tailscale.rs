@@ -280,7 +280,7 @@ impl Tailscale {
         }
         let answer = self.service.send(&Self::token_call(&self.credentials), None).await?;
         let TokenAnswer { access_token: text, expires_in } = answer.json()?;
-        let lasts = SignedDuration::from_secs(expires_in) - TOKEN_MARGIN;
+        let lasts = SignedDuration::from_secs(expires_in).saturating_sub(TOKEN_MARGIN);
         let renew_at = now.checked_add(lasts).unwrap_or(now);
         *kept = Some(AccessToken { text: text.clone(), renew_at });
         Ok(text)

@@ -46,7 +46,7 @@ impl Thing {
     }
 
     fn is_young(&self, now: Timestamp) -> bool {
-        self.made_at.is_some_and(|made_at| made_at + ORPHAN_AGE > now)
+        self.made_at.is_some_and(|made_at| now.duration_since(made_at) < ORPHAN_AGE)
     }
 }
 
@@ -104,7 +104,7 @@ pub fn classify(
     let Some(id) = thing.attempt() else { return orphan(OrphanReason::Unlabelled) };
     let Some(job) = job else { return orphan(OrphanReason::UnknownJob) };
     let subject = job.subject.agent_id().zip(job.subject.instance_id());
-    let attempt = job.attempts.iter().find(|attempt| attempt.number == id.attempt);
+    let attempt = job.numbered(id.attempt);
     let (Some((agent_id, instance_id)), Some(attempt)) = (subject, attempt) else {
         return orphan(OrphanReason::Disagrees);
     };
@@ -133,8 +133,25 @@ pub fn classify(
     if attempt.compensation.as_ref().is_some_and(Compensation::is_open) {
         return Standing::AwaitsCompensation;
     }
-    if attempt.ended_at.is_some_and(|ended_at| ended_at + ORPHAN_AGE > now) {
+    if attempt.ended_at.is_some_and(|ended_at| now.duration_since(ended_at) < ORPHAN_AGE) {
         return Standing::Settling;
     }
     orphan(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thing_is_young_for_a_while_and_one_from_the_end_of_time_stops_nobody() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let is_young = |made_at| {
+            let (id, name) = ("7".to_owned(), "mp".to_owned());
+            let resource = Resource::Device;
+            Thing { resource, id, name, labels: None, made_at }.is_young(now)
+        };
+        assert!(is_young(Some(now)) && !is_young(Some(now - ORPHAN_AGE)) && !is_young(None));
+        assert!(is_young(Some(Timestamp::MAX)) && !is_young(Some(Timestamp::MIN)));
+    }
 }

@@ -20,7 +20,7 @@ pub const ATTEMPT_LABEL: &str = "milepost-attempt";
 const AGENT_DIGITS: usize = 8;
 
 /// One attempt of a job: it has one server at most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttemptId {
     /// The job.
     pub job_id: JobId,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use milepost::app::App;
-use milepost::clients::Patience;
+use milepost::clients::{Patience, Time};
 use milepost::config::{CloudAccounts, Config, ServerShape};
 use milepost::domain::orphan::{Removal, Standing};
 use milepost::domain::{AgentCommand, AttemptId, JobCommand, ServerIdentity};
@@ -62,10 +62,13 @@ async fn open(url: &str) -> Arc<App> {
 }
 
 fn servers(clouds: &Clouds) -> Servers {
+    let patience = Patience { tries_max: 2, ..Patience::default() };
+    servers_in(clouds, Arc::new(FlyingTime::default()), patience)
+}
+
+fn servers_in(clouds: &Clouds, time: Arc<dyn Time>, patience: Patience) -> Servers {
     let env = clouds.env();
     let get = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
-    let patience = Patience { tries_max: 2, ..Patience::default() };
-    let time = Arc::new(FlyingTime::default());
     Servers::new(&CloudAccounts::from_env(get).unwrap(), time, patience)
 }
 
@@ -175,6 +178,16 @@ impl World {
     async fn round(&self) {
         let head = self.app.log.feed().head();
         compensation::round(&self.app, &self.servers, head).await.unwrap();
+    }
+
+    /// The undoing of the first attempt is due.
+    async fn due(&self, order: Order) {
+        wait_until("it is due", || async {
+            let attempt = self.job(order).await.attempts[0].clone();
+            let due_at = attempt.compensation.unwrap().due_at(attempt.run.is_over());
+            (due_at <= self.app.clock.now()).then_some(())
+        })
+        .await;
     }
 
     /// Undoes until nothing is due; what came of an attempt.
@@ -322,6 +335,44 @@ async fn a_lost_answer_to_a_removal_is_no_failure() {
     let undoing = world.undone(order, 1).await;
     assert_eq!(undoing.tries, 1);
     assert_eq!(world.clouds.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_does_not_end_holds_up_no_other() {
+    let mut world = World::new().await;
+    let poll = Duration::from_millis(5);
+    // Longer than any test.
+    let action_timeout = Duration::from_hours(1);
+    let patience = Patience { poll, action_timeout, ..Patience::default() };
+    world.servers = servers_in(&world.clouds, Arc::new(world.app.clock), patience);
+    let mut orders = Vec::new();
+    for _ in 0..3 {
+        let order = world.order().await;
+        orders.push((order, world.build(order, 1).await));
+    }
+    // The first one: it is tried before the others.
+    let stuck = orders[0].1.parse().unwrap();
+    world.clouds.hetzner.state().stuck = Some(stuck);
+    for (order, _) in &orders {
+        world.hear(*order, failed(None, 1)).await;
+        world.due(*order).await;
+    }
+    let world = &world;
+    let undoing =
+        |order| async move { world.job(order).await.attempts[0].compensation.clone().unwrap() };
+    let others = wait_until("the others are undone", || async {
+        for (order, _) in &orders[1..] {
+            if undoing(*order).await.is_open() {
+                return None;
+            }
+        }
+        Some(())
+    });
+    tokio::select! {
+        () = world.round() => panic!("the first one's deletion has ended"),
+        () = others => {}
+    }
+    assert!(undoing(orders[0].0).await.is_open());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -565,12 +616,7 @@ async fn doctor_undoes_what_is_due_beside_a_server_that_cannot_and_each_try_is_o
     let order = world.order().await;
     world.build(order, 1).await;
     world.hear(order, failed(None, 1)).await;
-    wait_until("it is due", || async {
-        let attempt = world.job(order).await.attempts[0].clone();
-        let due_at = attempt.compensation.unwrap().due_at(attempt.run.is_over());
-        (due_at <= world.app.clock.now()).then_some(())
-    })
-    .await;
+    world.due(order).await;
     let (told, ()) = tokio::join!(world.doctor(&["--remove"]), world.round());
     assert_eq!(told.status.code(), Some(0), "{}", String::from_utf8_lossy(&told.stdout));
     assert_eq!(world.clouds.leftovers(), Vec::<String>::new());
@@ -718,6 +764,31 @@ async fn an_instance_that_nobody_has_named_a_server_for_is_missed_by_its_labels(
     assert_eq!(world.count("InstanceServerNotFound").await, 1);
     let board = views::read_board(&world.app.log, order.agent).await.unwrap().unwrap();
     assert!(board.instance.unwrap().server_missing_since.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_survey_asks_for_nothing_that_is_listed_or_known_to_be_missing() {
+    let world = World::new().await;
+    for _ in 0..3 {
+        let order = world.order().await;
+        world.build(order, 1).await;
+        world.hear(order, json!({"status": "running", "attempt": 1})).await;
+    }
+    let (_, named) = world.running().await;
+    let unnamed = world.server_ids()[0].clone();
+    for gone in [named, unnamed] {
+        world.clouds.hetzner.state().servers.remove(&gone.parse().unwrap());
+    }
+    let survey = || async {
+        let before = world.clouds.hetzner.asked().len();
+        let survey = world.survey().await;
+        (survey, world.clouds.hetzner.asked().len() - before)
+    };
+    let (first, asked) = survey().await;
+    assert_eq!((first.missing.len(), asked), (2, 3), "the list, and the two that are not in it");
+    reconcile::record(&world.app, &first).await.unwrap();
+    let (second, asked) = survey().await;
+    assert_eq!((second.missing, asked), (first.missing, 1), "the list alone");
 }
 
 /// Numbers that look random and are the same each time.

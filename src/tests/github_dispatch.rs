@@ -196,7 +196,8 @@ async fn a_request_lost_without_a_trace_costs_the_attempt_not_a_second_dispatch(
 }
 
 /// What decision 0004 leaves open: GitHub fails, lists no run for the settling time, and lists one
-/// after all. There are two runs then; one of them is told to end, and the other does the work.
+/// after all. There are two runs then; one of them is told to end, and the other does the work,
+/// until it is told as well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_answers_run_that_is_listed_after_the_settling_time_is_ended_and_one_goes_on() {
     let github = Github::start().await;
@@ -221,10 +222,39 @@ async fn a_failing_answers_run_that_is_listed_after_the_settling_time_is_ended_a
     assert!(ids.contains(&ended) && ended != known, "{told}");
     let body = json!({"job_id": job, "status": "provisioning", "workflow_run_id": known});
     assert!(client.callback(&body).await.0.is_success());
-    let body = json!({"job_id": job, "status": "running", "workflow_run_id": known});
-    assert!(client.callback(&body).await.0.is_success());
-    assert_eq!(client.read(&format!("/api/jobs/{job}")).await["status"], "succeeded");
+    assert_eq!(client.read(&format!("/api/jobs/{job}")).await["status"], "running");
+    let (status, _) = client.post(&format!("/api/jobs/{job}/cancel"), &json!({})).await;
+    assert_eq!(status, 202);
+    wait_until("the one that went on has ended too", || async {
+        github.runs().iter().all(|run| run.status == "completed").then_some(())
+    })
+    .await;
+    assert_eq!(github.asked("cancel").len(), 2);
     github.check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_github_does_not_know_for_a_moment_goes_on_and_for_longer_has_ended() {
+    let gone = || Fault::Status(404, Vec::new());
+    let github = Github::start().await;
+    github.list_after(NEVER);
+    let more = [("MILEPOST_GITHUB_SETTLE", "0.3"), ("MILEPOST_RETRY_DELAYS", "600")];
+    let server = dispatching(&github, &more).await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    taken(&client, &job).await;
+    github.fault("run", [gone(), Fault::Fine, gone(), Fault::Fine, gone(), Fault::Fine]);
+    let body = json!({"job_id": job, "status": "provisioning"});
+    assert!(client.callback(&body).await.0.is_success());
+    wait_until("it was asked for again and again", || async {
+        (github.asked("run").len() > 6).then_some(())
+    })
+    .await;
+    assert_eq!(client.read(&format!("/api/jobs/{job}")).await["status"], "running");
+    github.always("run", Some(gone()));
+    let state = job_when(&client, &job, "it failed", |it| it["status"] == "retry_scheduled").await;
+    assert_eq!(latest(&state)["error_code"], "RUN_ENDED");
+    assert!(text(latest(&state), "error_message").contains("knows the run no more"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -442,9 +472,9 @@ async fn a_run_that_somebody_runs_again_after_its_attempt_is_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cancelling_is_tried_again_within_a_bound_and_stops_no_cancel() {
+async fn a_refused_cancel_is_tried_again_within_a_bound_and_stops_no_cancel() {
     let github = Github::start().await;
-    github.always("cancel", Some(Fault::Status(500, Vec::new())));
+    github.always("cancel", Some(Fault::Status(403, Vec::new())));
     let server = dispatching(&github, &[]).await;
     let client = server.client();
     let (_, job) = client.job("mari").await;
@@ -464,6 +494,26 @@ async fn cancelling_is_tried_again_within_a_bound_and_stops_no_cancel() {
     })
     .await;
     assert_eq!(github.asked("cancel").len(), bound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_github_fails_to_answer_is_asked_for_until_it_is_taken() {
+    let github = Github::start().await;
+    let failures = milepost::domain::job::CANCEL_REQUESTS_MAX as usize + 1;
+    github.fault("cancel", vec![Fault::Status(500, Vec::new()); failures]);
+    let server = dispatching(&github, &[("MILEPOST_GITHUB_BACK_OFF", "0.01")]).await;
+    let client = server.client();
+    let (_, job) = client.job("mari").await;
+    taken(&client, &job).await;
+    client.post(&format!("/api/jobs/{job}/cancel"), &json!({})).await;
+    let told = wait_until("it is taken", || async {
+        let told = client.read("/api/events?type=WorkflowRunCancelRequested").await;
+        told["events"].as_array().unwrap().first().cloned()
+    })
+    .await;
+    assert_eq!(told["data"]["accepted"], true);
+    assert_eq!(github.asked("cancel").len(), failures + 1);
+    assert_eq!(count(&client, "WorkflowRunCancelRequested").await, 1);
 }
 
 /// A webhook of GitHub's own.

@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use milepost_projections::compensation::OpenCompensation;
 use milepost_projections::{Compensations, OpenCompensations};
 use milepost_schemas::{AgentId, Attempt, EventType, JobId, Position};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::lead::lead;
 use super::servers::Servers;
 use super::{reconcile, system};
 use crate::app::App;
@@ -20,13 +22,10 @@ use crate::config::Cloud;
 use crate::domain::job::compensation::due;
 use crate::domain::{AttemptId, JobCommand, ServerIdentity};
 use crate::execute::{self, ExecuteError};
-use crate::log::{DatabaseError, Since};
+use crate::log::Since;
 
 /// The advisory lock of the process that undoes: "undo" in ASCII.
 const LOCK: i64 = 0x75_6e_64_6f;
-
-/// How long another process waits before it tries to take over.
-const STANDBY: Duration = Duration::from_secs(2);
 
 /// How often it is looked for what is due when no event says that something was recorded.
 const POLL: Duration = Duration::from_secs(1);
@@ -41,41 +40,29 @@ const COMPARE_SOON: Duration = Duration::from_secs(30);
 /// How often a service is asked in one try: the tries themselves are repeated.
 const TRIES_OF_REQUEST: u32 = 2;
 
+/// How long an action, and a pause that a service asks for, is waited for in one try: a deletion
+/// takes seconds, and what takes longer is found done by the next try, or is tried again.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Tries under way at once: what hangs in one holds up no other, and a service's allowance lasts.
+const TRIES_AT_ONCE: usize = 8;
+
 /// Undoes until shutdown, or stands by.
 pub fn start(app: Arc<App>, cloud: Cloud) {
-    let patience = Patience { tries_max: TRIES_OF_REQUEST, ..Patience::default() };
+    let patience = Patience {
+        tries_max: TRIES_OF_REQUEST,
+        action_timeout: WAIT_MAX,
+        retry_after_max: WAIT_MAX,
+        ..Patience::default()
+    };
     let servers = Servers::new(&cloud.accounts, Arc::new(app.clock), patience);
     tokio::spawn(async move {
         let shutdown = app.shutdown.clone();
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = lead(&app, &servers, &cloud) => {}
+            () = lead(&app, LOCK, || rounds(&app, &servers, &cloud)) => {}
         }
     });
-}
-
-async fn lead(app: &App, servers: &Servers, cloud: &Cloud) {
-    loop {
-        if let Err(error) = lead_once(app, servers, cloud).await {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "nothing is undone now");
-        }
-        tokio::time::sleep(STANDBY).await;
-    }
-}
-
-/// Undoes as long as this process holds the lock.
-async fn lead_once(app: &App, servers: &Servers, cloud: &Cloud) -> Result<(), DatabaseError> {
-    let (client, mut gone) = app.log.database().dedicated().await?;
-    let locked = client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?;
-    if !locked.get::<_, bool>(0) {
-        return Ok(());
-    }
-    tokio::select! {
-        () = rounds(app, servers, cloud) => {}
-        () = async { while gone.recv().await.is_some() {} } => {}
-    }
-    Ok(())
 }
 
 async fn rounds(app: &App, servers: &Servers, cloud: &Cloud) {
@@ -140,16 +127,18 @@ pub(super) async fn open(
 /// # Errors
 /// [`ExecuteError`] when the view cannot be read; what cannot be undone is recorded as such.
 pub async fn round(app: &App, servers: &Servers, at_least: Position) -> Result<(), ExecuteError> {
-    for (attempt, open) in open(app, at_least).await? {
-        // The end of its run makes the first try due before its time, and the one after a wait.
-        if open.due_at > app.clock.now() && open.tried {
-            continue;
-        }
-        if let Err(error) = undo(app, servers, attempt).await {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(job = %attempt.job_id, error, "an attempt cannot be undone");
-        }
-    }
+    let now = app.clock.now();
+    let open = open(app, at_least).await?.into_iter();
+    // The end of its run makes the first try due before its time, and the one after a wait.
+    let due = open.filter(|(_, open)| open.due_at <= now || !open.tried);
+    let tries =
+        futures_util::stream::iter(due).for_each_concurrent(TRIES_AT_ONCE, |(id, _)| async move {
+            if let Err(error) = undo(app, servers, id).await {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(job = %id.job_id, error, "an attempt cannot be undone");
+            }
+        });
+    tries.await;
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 
 pub mod compensation;
 pub mod dispatch;
+mod lead;
 pub mod lease;
 pub mod processes;
 pub mod reconcile;

@@ -127,7 +127,6 @@ pub async fn survey(
 ) -> Result<Survey, ReconcileError> {
     let listed = servers.list().await.map_err(ReconcileError::Servers)?;
     let devices = servers.tailscale.devices().await?;
-    let ids: HashSet<String> = listed.iter().map(|server| server.id.to_string()).collect();
     let ours = devices.into_iter().filter(is_ours).map(device);
     let mut jobs: HashMap<JobId, Option<Known>> = HashMap::new();
     let mut things = Vec::new();
@@ -141,7 +140,7 @@ pub async fn survey(
         let standing = Known::classify(known, &thing, now);
         things.push((thing, standing));
     }
-    let missing = missing(app, servers, &ids, at_least).await?;
+    let missing = missing(app, servers, &things, at_least).await?;
     Ok(Survey { things, missing })
 }
 
@@ -294,13 +293,17 @@ async fn remove_one(
 }
 
 /// The running instances whose server is neither listed nor found by its id; or, where the workflow
-/// has named none, by its labels.
+/// has named none, by its labels. What is known to be missing is not asked for again.
 async fn missing(
     app: &App,
     servers: &Servers,
-    listed: &HashSet<String>,
+    things: &[(Thing, Standing)],
     at_least: Position,
 ) -> Result<Vec<Missing>, ReconcileError> {
+    let listed = things.iter().map(|(thing, _)| thing);
+    let listed = listed.filter(|thing| thing.resource == Resource::Server);
+    let ids: HashSet<&str> = listed.clone().map(|server| server.id.as_str()).collect();
+    let attempts: HashSet<AttemptId> = listed.filter_map(Thing::attempt).collect();
     let mut missing = Vec::new();
     let mut after = Uuid::nil();
     loop {
@@ -308,12 +311,17 @@ async fn missing(
         let rows = app.views.labelled::<Boards>(at_least, label, after).await?;
         let Some((last, _)) = rows.last() else { return Ok(missing) };
         after = *last;
-        for (candidate, attempt) in rows.iter().filter_map(|(_, board)| running(board)) {
+        for Running { candidate, attempt, known } in
+            rows.iter().filter_map(|(_, board)| running(board))
+        {
             let there = match &candidate.server {
+                MissingServer::Named(server_id) if ids.contains(server_id.as_str()) => true,
+                MissingServer::Unnamed(_) if attempts.contains(&attempt) => true,
+                MissingServer::Named(_) | MissingServer::Unnamed(_) if known => false,
                 MissingServer::Named(server_id) => {
                     // What is no id of Hetzner's was not built there.
                     let Ok(id) = server_id.parse() else { continue };
-                    listed.contains(server_id) || servers.hetzner.server(id).await?.is_some()
+                    servers.hetzner.server(id).await?.is_some()
                 }
                 MissingServer::Unnamed(_) => {
                     let found = servers.of_attempt(attempt).await;
@@ -327,23 +335,31 @@ async fn missing(
     }
 }
 
-/// A running instance whose server is to be there, if it were gone, and the attempt that built it:
-/// one of a dispatcher that builds any.
-fn running(board: &Board) -> Option<(Missing, AttemptId)> {
+/// A running instance whose server is to be there.
+struct Running {
+    /// What to say if it is gone.
+    candidate: Missing,
+    /// The attempt that built it: one of a dispatcher that builds any.
+    attempt: AttemptId,
+    /// Whether it is known to be gone.
+    known: bool,
+}
+
+fn running(board: &Board) -> Option<Running> {
     let (agent, instance) = (board.agent.as_ref()?, board.instance.as_ref()?);
     let dispatched = |attempt: &AttemptState| {
         let dispatcher = attempt.dispatcher.as_deref();
         dispatcher.is_some_and(|name| BUILDS_SERVERS.contains(&name))
     };
     let job = board.job.as_ref().filter(|job| dispatched(job.attempt()))?;
-    let id = AttemptId { job_id: job.id, attempt: job.attempt().number };
-    let name = || ServerIdentity { agent_id: agent.id, attempt: id }.name();
+    let attempt = AttemptId { job_id: job.id, attempt: job.attempt().number };
+    let name = || ServerIdentity { agent_id: agent.id, attempt }.name();
     let named = instance.server.as_ref().map(|server| server.server_id.clone());
     let server = named.map_or_else(|| MissingServer::Unnamed(name()), MissingServer::Named);
     let (agent_name, job_id) = (agent.name.clone(), instance.job_id);
-    let missing =
+    let candidate =
         Missing { agent_id: agent.id, agent_name, instance_id: instance.id, job_id, server };
-    Some((missing, id))
+    Some(Running { candidate, attempt, known: instance.server_missing_since.is_some() })
 }
 
 /// A device of ours has a name that follows from an attempt, and a tag, which nobody can give

@@ -64,7 +64,7 @@ pub(super) fn request(
     limits: &Limits,
 ) -> Option<Event> {
     let agent_id = job.subject.agent_id()?;
-    let attempt = numbered(job, number)?;
+    let attempt = job.numbered(number)?;
     let succeeded = job.status == JobStatus::Succeeded && job.attempt().number == number;
     let serves = succeeded && reason != CompensationReason::InstanceReplaced;
     let news = match (&attempt.compensation, server_id) {
@@ -109,7 +109,7 @@ pub(super) fn reopen(
     now: Timestamp,
     limits: &Limits,
 ) -> JobDecision {
-    let over = numbered(job, number).is_some_and(|attempt| attempt.ended_at.is_some());
+    let over = job.numbered(number).is_some_and(|attempt| attempt.ended_at.is_some());
     match request(job, number, server_id, reason, now, limits).filter(|_| over) {
         Some(event) => JobDecision::applied(vec![event], None),
         None => JobDecision::nothing(),
@@ -135,7 +135,7 @@ fn run_under_way(attempt: &AttemptState, now: Timestamp) -> Option<&str> {
 
 /// An attempt with something to undo now.
 pub fn due(job: &Job, number: Attempt, now: Timestamp) -> Option<(AgentId, &Compensation)> {
-    let attempt = numbered(job, number)?;
+    let attempt = job.numbered(number)?;
     let undoing = attempt.compensation.as_ref().filter(|it| it.is_open())?;
     let is_due = undoing.due_at(attempt.run.is_over()) <= now;
     Some((job.subject.agent_id()?, undoing)).filter(|_| is_due)
@@ -151,7 +151,7 @@ pub(super) fn record(
     findings: Vec<Finding>,
     now: Timestamp,
 ) -> JobDecision {
-    let open = numbered(job, number).and_then(|attempt| {
+    let open = job.numbered(number).and_then(|attempt| {
         let undoing = attempt.compensation.as_ref()?;
         (undoing.is_open() && undoing.tries + 1 == try_number).then_some((attempt, undoing))
     });
@@ -210,8 +210,4 @@ fn pause(tried: u32) -> SignedDuration {
     }
     let doubled = RETRY_FIRST.saturating_mul(1 << (tried.max(1) - 1).min(TRIES_QUICK));
     doubled.min(RETRY_MAX)
-}
-
-fn numbered(job: &Job, number: Attempt) -> Option<&AttemptState> {
-    job.attempts.iter().find(|attempt| attempt.number == number)
 }

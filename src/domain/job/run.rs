@@ -5,7 +5,9 @@ use std::cmp::Ordering;
 
 use jiff::Timestamp;
 use milepost_projections::Job;
-use milepost_projections::job::{AttemptState, JobStatus, RUN_COMPLETED, RUN_IN_PROGRESS};
+use milepost_projections::job::{
+    AttemptState, CANCELS_MAX, JobStatus, RUN_COMPLETED, RUN_IN_PROGRESS,
+};
 use milepost_schemas::Attempt;
 use milepost_schemas::event::{
     CompensationReason, WORKFLOW_FAILED, WorkflowRunCancelRequested, WorkflowRunObserved,
@@ -17,8 +19,8 @@ use super::{
     run_ended, succeed,
 };
 
-/// How often a dispatcher is asked to end one attempt's run before it is left alone: a run ends by
-/// itself when its job's time is over, and at the gate it stops anyway.
+/// How often a dispatcher may refuse to end a run before that is left alone: a run ends by itself
+/// when its job's time is over, and at the gate it stops anyway.
 pub const CANCEL_REQUESTS_MAX: u32 = 5;
 
 /// A run that is seen at work is recorded again when nothing was heard of its attempt for this part
@@ -76,9 +78,9 @@ fn rank(status: &str) -> u8 {
 /// from it, or for its own dispatch to be settled, ends the attempt: it will not speak any more. A
 /// run that did all it had to do, and could only not say so, has built a server, so the job has
 /// succeeded; what is not known of the server is kept as missing. One at work is news again after a
-/// silence, for it counts as heard; and so is one of an attempt that is over and undone.
+/// silence, for it counts as heard.
 pub(super) fn observe(job: &Job, run: RunSeen, now: Timestamp, limits: &Limits) -> JobDecision {
-    let Some(attempt) = numbered(job, run.attempt) else { return JobDecision::nothing() };
+    let Some(attempt) = job.numbered(run.attempt) else { return JobDecision::nothing() };
     if attempt.dispatcher.as_deref() != Some(LISTS_RUNS) {
         // Nobody asked for a run of this attempt, whatever a run calls itself.
         return JobDecision::nothing();
@@ -166,9 +168,8 @@ fn known(job: &Job, run: &RunSeen) -> Job {
 /// Whether a run should be ended: its attempt is over and it goes on, or it is not its attempt's
 /// own. One that has just reported its end is left to put its things away.
 pub fn unwanted(job: &Job, run: &RunSeen) -> bool {
-    let Some(attempt) = numbered(job, run.attempt) else { return false };
-    let asked = &attempt.run;
-    if run.is_completed() || asked.cancel_accepted || asked.cancel_requests >= CANCEL_REQUESTS_MAX {
+    let Some(attempt) = job.numbered(run.attempt) else { return false };
+    if run.is_completed() || !may_be_told(attempt, &run.workflow_run_id) {
         return false;
     }
     if !run.is_of(attempt) {
@@ -181,6 +182,14 @@ pub fn unwanted(job: &Job, run: &RunSeen) -> bool {
     over && (!reported || run.run_attempt > 1)
 }
 
+/// Whether a run may be told to end once more.
+fn may_be_told(attempt: &AttemptState, run: &str) -> bool {
+    match attempt.run.cancel_of(run) {
+        Some(told) => !told.accepted && told.requests < CANCEL_REQUESTS_MAX,
+        None => attempt.run.cancels.len() < CANCELS_MAX,
+    }
+}
+
 /// Records that a run was asked to end, and what came of it.
 pub(super) fn record_cancel(
     job: &Job,
@@ -188,8 +197,7 @@ pub(super) fn record_cancel(
     workflow_run_id: String,
     refusal: Option<String>,
 ) -> JobDecision {
-    let asked = numbered(job, attempt).map(|attempt| attempt.run.cancel_requests);
-    if asked.is_none_or(|asked| asked >= CANCEL_REQUESTS_MAX) {
+    if !job.numbered(attempt).is_some_and(|attempt| may_be_told(attempt, &workflow_run_id)) {
         return JobDecision::nothing();
     }
     let (agent_id, node_id) = job.subject.ids();
@@ -203,8 +211,4 @@ pub(super) fn record_cancel(
         detail: refusal.map(|words| last_words(&words, REASON_BYTES_MAX).0),
     };
     JobDecision::applied(vec![event.into()], None)
-}
-
-fn numbered(job: &Job, number: Attempt) -> Option<&AttemptState> {
-    job.attempts.iter().find(|attempt| attempt.number == number)
 }

@@ -1,5 +1,5 @@
 use milepost_projections::Recorded;
-use milepost_projections::job::{CALLBACKS_MAX, DELIVERIES_MAX, RunState, job_of};
+use milepost_projections::job::{CALLBACKS_MAX, CANCELS_MAX, DELIVERIES_MAX, RunState, job_of};
 use milepost_projections::node::node_of;
 use milepost_projections::steps::Progress;
 use milepost_schemas::event::JobQueued;
@@ -1538,15 +1538,32 @@ fn a_run_is_told_to_end_until_it_will_or_often_enough() {
     let mut willing = job.clone();
     willing.orders(asked(None));
     assert!(!unwanted(willing.job(), &seen(1, "7", 1, None)));
+    assert_eq!(willing.orders(asked(Some("late"))), JobDecision::nothing());
+    assert!(unwanted(willing.job(), &seen(1, "8", 1, None)), "another one has not been told");
     for _ in 0..CANCEL_REQUESTS_MAX {
         assert!(unwanted(job.job(), &seen(1, "7", 1, None)));
         assert_eq!(
-            names(&job.orders(asked(Some("GitHub answered 500")))),
+            names(&job.orders(asked(Some("GitHub answered 403")))),
             ["WorkflowRunCancelRequested"]
         );
     }
     assert!(!unwanted(job.job(), &seen(1, "7", 1, None)));
     assert_eq!(job.orders(asked(None)), JobDecision::nothing());
+}
+
+#[test]
+fn only_so_many_runs_of_an_attempt_are_told_to_end() {
+    let mut job = running();
+    job.orders(observed(seen(1, "7", 1, None)));
+    for run in 0..=CANCELS_MAX {
+        let run = format!("other-{run}");
+        let is_unwanted = unwanted(job.job(), &seen(1, &run, 1, None));
+        let attempt = Attempt(1);
+        let command = JobCommand::RecordRunCancel { attempt, workflow_run_id: run, refusal: None };
+        assert_eq!(job.orders(command).events.len(), usize::from(is_unwanted));
+    }
+    assert!(!unwanted(job.job(), &seen(1, "one more", 1, None)));
+    assert_eq!(job.job().attempt().run.cancels.len(), CANCELS_MAX);
 }
 
 // --- ten thousand random stories ---------------------------------------------------------------

@@ -20,6 +20,8 @@ pub struct Hetzner {
     pub made: Vec<Value>,
     /// How often an action is looked at before it has ended.
     pub looks: u32,
+    /// A server whose actions never end.
+    pub stuck: Option<u64>,
     /// What the next server's making ends with, if not well: a code and words.
     pub making_fails: Option<(&'static str, &'static str)>,
     /// Whether a name is refused that is taken, as it should be.
@@ -43,6 +45,7 @@ impl Hetzner {
             servers: BTreeMap::new(),
             made: Vec::new(),
             looks: 1,
+            stuck: None,
             making_fails: None,
             names_are_unique: true,
             actions: BTreeMap::new(),
@@ -110,7 +113,8 @@ impl Hetzner {
         error: Option<(&'static str, &'static str)>,
     ) -> u64 {
         let id = self.next_id();
-        self.actions.insert(id, Action { command, server, looks: self.looks, error });
+        let looks = if self.stuck == Some(server) { u32::MAX } else { self.looks };
+        self.actions.insert(id, Action { command, server, looks, error });
         id
     }
 

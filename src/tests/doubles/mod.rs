@@ -16,7 +16,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use hyper_util::rt::TokioIo;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use milepost::clients::Time;
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -367,6 +367,7 @@ impl Clouds {
 #[derive(Debug, Default)]
 pub struct FlyingTime {
     slept: Mutex<Vec<Duration>>,
+    step: Mutex<SignedDuration>,
 }
 
 impl FlyingTime {
@@ -374,12 +375,22 @@ impl FlyingTime {
     pub fn pauses(&self) -> Vec<Duration> {
         locked(&self.slept).clone()
     }
+
+    /// Somebody sets the clock by so much, now and at each pause.
+    pub fn step(&self, by: SignedDuration) {
+        *locked(&self.step) = by;
+    }
 }
 
 impl Time for FlyingTime {
     fn now(&self) -> Timestamp {
-        let slept: Duration = locked(&self.slept).iter().sum();
-        Timestamp::from_second(1_800_000_000).unwrap() + slept
+        let steps = 1 + locked(&self.slept).len() as i32;
+        let set = *locked(&self.step) * steps;
+        Timestamp::from_second(1_800_000_000).unwrap() + self.passed() + set
+    }
+
+    fn passed(&self) -> Duration {
+        locked(&self.slept).iter().sum()
     }
 
     fn random(&self) -> f64 {

@@ -403,13 +403,13 @@ impl Servers {
 
     /// Waits until a server has joined the tailnet.
     async fn enrolled(&self, order: &ServerOrder, name: &str) -> Result<Device, ServerError> {
-        let begun = self.time.now();
+        let begun = self.time.passed();
         loop {
             let device = self.tailscale.device_named(name, &order.shape.tailscale_tags).await?;
             if let Some(device) = device.filter(|device| device.ip().is_some()) {
                 return Ok(device);
             }
-            let waited = Duration::try_from(self.time.now() - begun).unwrap_or_default();
+            let waited = self.time.passed().saturating_sub(begun);
             if waited >= order.enrol_timeout {
                 return Err(ServerError::NotEnrolled { name: name.to_owned(), waited });
             }
@@ -452,12 +452,7 @@ impl Servers {
         undone: &mut Undone,
     ) -> Result<(), ClientError> {
         if let Some(attempt) = attempt {
-            let all = self.tailscale.devices().await?.into_iter();
-            // A host name is what a machine says of itself; a tag is given to it.
-            let its = all.filter(|device| {
-                AttemptId::of_name(&device.hostname) == Some(attempt) && !device.tags.is_empty()
-            });
-            devices.extend(its.map(|device| device.id));
+            devices.extend(self.devices_of(attempt).await?);
         }
         devices.sort();
         devices.dedup();
@@ -466,6 +461,16 @@ impl Servers {
             undone.devices.push(id);
         }
         Ok(())
+    }
+
+    /// The machines of an attempt in the tailnet.
+    async fn devices_of(&self, attempt: AttemptId) -> Result<Vec<String>, ClientError> {
+        let all = self.tailscale.devices().await?.into_iter();
+        // A host name is what a machine says of itself; a tag is given to it.
+        let its = all.filter(|device| {
+            AttemptId::of_name(&device.hostname) == Some(attempt) && !device.tags.is_empty()
+        });
+        Ok(its.map(|device| device.id).collect())
     }
 }
 

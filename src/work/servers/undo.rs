@@ -93,20 +93,16 @@ impl Servers {
     }
 
     async fn undo_devices(&self, attempt: AttemptId, findings: &mut Vec<Finding>) {
-        let devices = match self.tailscale.devices().await {
+        let devices = match self.devices_of(attempt).await {
             Ok(devices) => devices,
             Err(error) => {
                 findings.push(failed(Resource::Device, None, &error));
                 return;
             }
         };
-        // A host name is what a machine says of itself; a tag is given to it.
-        let its = devices.iter().filter(|device| {
-            AttemptId::of_name(&device.hostname) == Some(attempt) && !device.tags.is_empty()
-        });
-        for device in its {
-            let deleted = self.tailscale.delete_device(&device.id).await;
-            findings.push(outcome(Resource::Device, &device.id, deleted));
+        for id in devices {
+            let deleted = self.tailscale.delete_device(&id).await;
+            findings.push(outcome(Resource::Device, &id, deleted));
         }
     }
 }
