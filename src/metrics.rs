@@ -10,8 +10,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::views::Lag;
-
 /// The labels of a callback's counter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CallbackLabels {
@@ -52,9 +50,9 @@ pub struct Metrics {
     /// From commit to the write of an event to a subscriber, while it is not far behind.
     pub delivery_lag_seconds: Histogram,
     /// Events a view is behind the log.
-    view_lag_events: Family<ViewLabels, Gauge>,
+    pub view_lag_events: Family<ViewLabels, Gauge>,
     /// Streams a view has stopped folding.
-    view_poisoned_streams: Family<ViewLabels, Gauge>,
+    pub view_poisoned_streams: Family<ViewLabels, Gauge>,
     /// Jobs that have not ended, as the queue has them.
     pub jobs_active: Gauge,
     /// Attempts dispatched.
@@ -163,13 +161,6 @@ impl Metrics {
             self.seal_refused.clone(),
         );
         registry.register("seal_errors", "Errors that ended sealing", self.seal_errors.clone());
-    }
-
-    /// How a view stands.
-    pub fn view(&self, lag: Lag) {
-        let labels = ViewLabels { view: lag.view };
-        self.view_lag_events.get_or_create(&labels).set(lag.events as i64);
-        self.view_poisoned_streams.get_or_create(&labels).set(lag.poisoned);
     }
 
     /// The text Prometheus reads.

@@ -39,7 +39,7 @@ impl Secret {
     /// Reads a secret as it stands in the settings.
     ///
     /// # Errors
-    /// A text that says `whsec_` and is not base64 after it, in words.
+    /// A text that says `whsec_` and is not base64 after it, or one that holds no secret, in words.
     pub fn new(secret: &str) -> Result<Self, String> {
         let standard = match secret.strip_prefix("whsec_") {
             Some(encoded) => STANDARD
@@ -47,6 +47,9 @@ impl Secret {
                 .map_err(|_| "a secret that begins with whsec_ is base64 after it".to_owned())?,
             None => secret.as_bytes().to_vec(),
         };
+        if standard.is_empty() {
+            return Err("a secret that holds nothing signs for everybody".to_owned());
+        }
         let mac = |key: &[u8]| Hmac::new_from_slice(key).expect("HMAC takes a key of any length");
         Ok(Self {
             key_id: hex::encode(&Sha256::digest(secret.as_bytes())[..4]),
@@ -515,6 +518,13 @@ mod tests {
     fn a_secret_that_says_whsec_has_to_be_base64() {
         assert!(Secret::new("whsec_not base64").is_err());
         assert!(Secret::new("not base64 either").is_ok());
+    }
+
+    #[test]
+    fn a_secret_that_holds_nothing_is_none() {
+        for nothing in ["", "whsec_"] {
+            assert!(Secret::new(nothing).is_err(), "{nothing:?}");
+        }
     }
 
     #[test]

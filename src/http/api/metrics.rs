@@ -18,8 +18,9 @@ use crate::app::App;
 use crate::http::at::{At, Past};
 use crate::http::auth::Actor;
 use crate::http::problem::Problem;
-use crate::views;
+use crate::metrics::ViewLabels;
 use crate::views::past::{self, Counts};
+use crate::views::{self, Lag};
 
 /// `GET /api/metrics?at=`: how many there are of everything, or were.
 ///
@@ -84,7 +85,7 @@ pub async fn counts_at(app: &App, past: Past) -> Result<Arc<Counts>, Problem> {
 pub async fn prometheus(State(app): State<Arc<App>>, _: Actor) -> impl IntoResponse {
     app.metrics.log_position.set(app.log.feed().head().0 as f64);
     match views::lags(&app).await {
-        Ok(lags) => lags.into_iter().for_each(|lag| app.metrics.view(lag)),
+        Ok(lags) => lags.into_iter().for_each(|lag| tell(&app, lag)),
         // What is not of the database is told all the same: that is when it is needed.
         Err(error) => {
             tracing::warn!(error = &error as &dyn Error, "cannot ask how the views stand");
@@ -92,4 +93,10 @@ pub async fn prometheus(State(app): State<Arc<App>>, _: Actor) -> impl IntoRespo
     }
     let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, text)], app.metrics.encode())
+}
+
+fn tell(app: &App, lag: Lag) {
+    let labels = ViewLabels { view: lag.view };
+    app.metrics.view_lag_events.get_or_create(&labels).set(lag.events as i64);
+    app.metrics.view_poisoned_streams.get_or_create(&labels).set(lag.poisoned);
 }
