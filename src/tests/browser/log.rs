@@ -224,6 +224,7 @@ async fn lines_that_do_not_come_are_asked_for_less_and_less_and_refused_ones_no_
     browser.open(&format!("{}/jobs/{job}", server.url())).await;
     is_live(&browser).await;
     wait_for(&browser, "the end of the log", "says(1501) === 'line 1500 of the run'").await;
+    wait_for(&browser, "all in sight has come", "rows().every((it) => it.dataset.kind)").await;
     // Waits of a second and more are noted, and over at once.
     let refuse = "
         [window.status_of_answers, window.asked, window.waits] = [503, 0, []];

@@ -205,7 +205,7 @@ async fn step(client: &Client, job: &str, step: &str) -> u64 {
 
 async fn shows(browser: &Browser, place: &str, step: &str) {
     let script = format!(
-        "return document.querySelector('{place} [data-step={step}]').dataset.status === 'active'"
+        "return document.querySelector('{place} [data-step={step}]')?.dataset.status === 'active'"
     );
     browser.wait_for("the tab shows the step", &script).await;
 }
