@@ -1,45 +1,77 @@
 //! What a run reads: the inventory and the variables, in a directory of their own.
 
+use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use milepost_projections::Node;
+use nix::unistd::geteuid;
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::config::Ansible;
 use crate::domain::node::{Host, NewNode};
 
+/// How the names of private directories begin.
+const PREFIX: &str = "milepost-";
+
 /// A directory that only its owner enters; it goes with its owner, or with the supervisor of what
-/// runs in it.
-pub(super) struct PrivateDirectory(PathBuf);
+/// runs in it, or is found by [`remove_left_behind`].
+pub(super) struct PrivateDirectory {
+    path: PathBuf,
+    /// The kernel takes it back when this process is gone, however that came about.
+    _lock: File,
+}
 
 impl PrivateDirectory {
     /// Makes one with a name that nobody has.
     pub(super) fn make(id: Uuid) -> std::io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("milepost-{id}"));
+        let path = std::env::temp_dir().join(format!("{PREFIX}{id}"));
         // One that is there already is somebody else's: this fails then.
         std::fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
+        let lock = File::open(&path)?;
+        lock.try_lock()?;
+        Ok(Self { path, _lock: lock })
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Writes a file that only its owner reads.
     pub(super) fn write(&self, name: &str, text: &str) -> std::io::Result<()> {
         let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create_new(true).mode(0o600).open(self.0.join(name))?;
+        let mut file =
+            options.write(true).create_new(true).mode(0o600).open(self.path.join(name))?;
         file.write_all(text.as_bytes())
     }
 }
 
 impl Drop for PrivateDirectory {
     fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
+        drop(std::fs::remove_dir_all(&self.path));
     }
+}
+
+/// Removes the private directories of this user that were left behind: whoever made one is gone, and
+/// `is_used` knows nobody else who would remove it. How many there were.
+pub(super) fn remove_left_behind(is_used: impl Fn(&Path) -> bool) -> usize {
+    let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    let private = entries.map(|entry| entry.path()).filter(|path| is_private(path));
+    let remove = |path: PathBuf| {
+        let Ok(lock) = File::open(&path) else { return false };
+        lock.try_lock().is_ok() && !is_used(&path) && std::fs::remove_dir_all(&path).is_ok()
+    };
+    private.filter_map(|path| remove(path).then_some(())).count()
+}
+
+/// Whether this is a private directory of this user, and no link to something else.
+fn is_private(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let id = name.and_then(|name| name.strip_prefix(PREFIX)?.parse::<Uuid>().ok());
+    let found = std::fs::symlink_metadata(path);
+    id.is_some() && found.is_ok_and(|it| it.is_dir() && it.uid() == geteuid().as_raw())
 }
 
 /// The inventory: one host, in the group `target`.

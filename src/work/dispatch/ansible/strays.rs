@@ -4,11 +4,14 @@
 //! supervisor above it is nobody's: whoever finds it may end it, whichever worker it was of.
 
 use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::files;
 use crate::work::processes::parents;
 
 /// The mark; its value says nothing.
@@ -21,7 +24,7 @@ const KILL_PAUSE: Duration = Duration::from_millis(50);
 /// How often they are: a process that the kernel cannot end is left to it after five seconds.
 const KILLS_MAX: u32 = 100;
 
-/// Ends them all; how many there were.
+/// Ends them all, and removes what they read; how many there were.
 pub async fn end_strays() -> usize {
     let mut ended = 0;
     for _ in 0..KILLS_MAX {
@@ -39,7 +42,20 @@ pub async fn end_strays() -> usize {
     if ended > 0 {
         tracing::warn!(ended, "processes were left behind by a supervisor that was killed");
     }
+    let removed = files::remove_left_behind(is_supervised);
+    if removed > 0 {
+        tracing::warn!(removed, "directories were left behind by workers that were killed");
+    }
     ended
+}
+
+/// Whether a supervisor is there that removes a directory at its end.
+fn is_supervised(directory: &Path) -> bool {
+    let directory = directory.as_os_str().as_bytes();
+    let named = |pid: Pid| {
+        words(pid, "cmdline").is_some_and(|words| words.iter().any(|word| word == directory))
+    };
+    parents().into_keys().any(|pid| is_supervisor(pid) && named(pid))
 }
 
 fn strays() -> Vec<Pid> {
