@@ -2,7 +2,8 @@
 //!
 //! A worker runs its tools under this. What tells it is the end of its standard input: the worker
 //! holds the other end of that pipe, and the kernel closes it when the worker is gone, however
-//! that came about. Orphans come back to this process (it is their subreaper), so that those are
+//! that came about. A worker that stands still closes nothing: on that pipe it says from time to time
+//! for how long the program may go on, and when that is over it is ended too. Orphans come back to this process (it is their subreaper), so that those are
 //! found too which have left the process group and the session, as Ansible's own workers do.
 
 use std::ffi::OsString;
@@ -106,14 +107,27 @@ impl Told {
 
     async fn heard(&mut self) {
         let [terminate, interrupt, hangup] = &mut self.signals;
-        let mut byte = [0];
         tokio::select! {
-            // Nothing is ever written: whatever comes is the end.
-            _ = self.worker.read(&mut byte) => {}
+            () = let_go(&mut self.worker) => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
             _ = hangup.recv() => {}
         }
+    }
+}
+
+/// Returns when the worker is gone, or when the milliseconds are over that it said last. One that
+/// never says any leaves the program its time.
+async fn let_go(worker: &mut pipe::Receiver) {
+    let mut left = None;
+    loop {
+        let word = worker.read_u32();
+        let word = match left {
+            Some(left) => timeout(left, word).await,
+            None => Ok(word.await),
+        };
+        let Ok(Ok(left_ms)) = word else { return };
+        left = Some(Duration::from_millis(left_ms.into()));
     }
 }
 
