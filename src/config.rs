@@ -108,8 +108,12 @@ fn only(
 /// Where the server listens unless told otherwise: this machine only.
 pub const LISTEN: &str = "127.0.0.1:8080";
 
-/// Attempts one process dispatches at once.
-pub const DISPATCHES_AT_ONCE: usize = 8;
+/// Attempts of agents that one process dispatches at once.
+pub const AGENT_DISPATCHES_AT_ONCE: usize = 8;
+
+/// Attempts of nodes that one process dispatches at once: a playbook takes much of one processor,
+/// for up to 25 minutes.
+pub const NODE_DISPATCHES_AT_ONCE: usize = 8;
 
 /// Every setting of a process.
 #[derive(Clone)]
@@ -396,7 +400,8 @@ pub struct Ansible {
     /// an attempt, which would end it without Ansible's own words.
     pub timeout: Duration,
     /// `MILEPOST_ANSIBLE_GRACE`, in seconds, default 10: how long the processes of a run that is
-    /// ended may take to put their things away before they are killed. Well below a lease.
+    /// ended may take to put their things away before they are killed. With the 15 s that killing
+    /// may take no more than a quarter of a lease, or a node is free before its run has ended.
     pub grace: Duration,
 }
 

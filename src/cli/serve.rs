@@ -18,7 +18,7 @@ use crate::{http, migrate as migrations, push, telemetry};
 const BACKLOG: u32 = 4_096;
 
 /// How long an attempt that is ended with its worker may take to say so, beyond the grace that its
-/// processes have; and what is done behind an answer, to be done.
+/// processes have, or the answer that its dispatch waits for; and what is done behind an answer, to be done.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// How long the last checkpoint may take: with a database that is gone, there is none.
@@ -76,9 +76,11 @@ pub async fn serve(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
     if tokio::time::timeout(LAST_WORDS, app.behind_answers.wait()).await.is_err() {
         tracing::warn!("some log-ins that failed are not in the log");
     }
-    // Their processes are being ended; what is not said in time, the lapse of their leases says.
+    // Their processes are being ended, and nothing new is sent; what is not said in time, the lapse
+    // of their leases says.
     app.attempts.close();
-    let ended = tokio::time::timeout(app.config.ansible.grace + LAST_WORDS, app.attempts.wait());
+    let longest = app.config.ansible.grace.max(app.config.github.settings.timeout);
+    let ended = tokio::time::timeout(longest + LAST_WORDS, app.attempts.wait());
     if ended.await.is_err() {
         tracing::warn!(attempts = app.attempts.len(), "some attempts have not ended");
     }

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use milepost::config::NODE_DISPATCHES_AT_ONCE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Client, Options, Server, data_dir, text, wait_until};
+use crate::doubles::github::Github;
+use crate::harness::{Client, Options, Server, data_dir, sql, text, wait_until};
 
 /// What stands in for `ansible-playbook`. It writes down how it was called, then does what the file
 /// `play` says, or for `--syntax-check` the file `check`.
@@ -137,6 +139,14 @@ impl Machine {
             Some(state).filter(|_| waits)
         })
         .await
+    }
+
+    /// Waits until the server has told its operator something so many times.
+    async fn has_said(&self, words: &str, times: usize) {
+        wait_until(words, || async {
+            (self.server.said().matches(words).count() >= times).then_some(())
+        })
+        .await;
     }
 
     /// The directories that runs have left behind.
@@ -392,9 +402,9 @@ async fn a_cancelled_jobs_node_stays_guarded_until_nothing_runs_on_it_any_more()
     let (status, refused) = machine.client.post(&again, &json!({})).await;
     assert!(is_alive(&child), "it was asked too late");
     assert_eq!(status, 409, "{refused}");
-    let sql = crate::harness::sql(&machine.server.database_url()).await;
+    let owner = sql(&machine.server.database_url()).await;
     let guards = "SELECT count(*) FROM queue WHERE node_id IS NOT NULL";
-    assert_eq!(sql.query_one(guards, &[]).await.unwrap().get::<_, i64>(0), 1, "by the index too");
+    assert_eq!(owner.query_one(guards, &[]).await.unwrap().get::<_, i64>(0), 1, "by the index too");
     let ended = wait_until("its worker says that it has ended", || async {
         let ended = machine.client.read("/api/events?type=RunnerEnded").await;
         ended["events"].as_array().unwrap().first().cloned()
@@ -404,6 +414,113 @@ async fn a_cancelled_jobs_node_stays_guarded_until_nothing_runs_on_it_any_more()
     assert_eq!((&ended["data"]["node_id"], &ended["data"]["lapsed"]), (&json!(node), &Value::Null));
     assert_eq!(machine.client.read(&format!("/api/nodes/{node}")).await["status"], "unreachable");
     machine.order(&node, "provision").await;
+}
+
+/// A play that goes well once there is a file `go`.
+const PATIENT: &str = r#"
+echo $$ >"$here/child"
+until [[ -e $here/go ]]; do read -t 0.05 <> <(:); done
+echo 'PLAY RECAP ****'; echo 'web-1    : ok=3    changed=1    failed=0'
+"#;
+
+/// Takes from the server the right to read events, but for what appending needs.
+const UNREADABLE: &str = "REVOKE SELECT ON event FROM milepost_app; \
+                          GRANT SELECT (stream_id, version) ON event TO milepost_app";
+
+/// Gives it back.
+const READABLE: &str = "GRANT SELECT ON event TO milepost_app";
+
+/// What the server says of a cancel that it cannot read.
+const UNHEARD: &str = "whether a run goes on cannot be read";
+
+/// What the server says of a word that the log did not take.
+const UNRECORDED: &str = "a dispatch could not be recorded";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_is_heard_though_the_log_cannot_be_read_at_that_moment() {
+    let machine = Machine::start(STUBBORN, &[]).await;
+    let job = machine.job().await;
+    let (child, grandchild) = (machine.written("child").await, machine.written("grandchild").await);
+    let owner = sql(&machine.server.database_url()).await;
+    owner.batch_execute(UNREADABLE).await.unwrap();
+    let cancel = format!("/api/jobs/{job}/cancel");
+    let (status, answer) = machine.client.post(&cancel, &json!({})).await;
+    assert_eq!(status, 202, "{answer}");
+    machine.has_said(UNHEARD, 1).await;
+    assert!(is_alive(&child));
+    owner.batch_execute(READABLE).await.unwrap();
+    // Not with the next renewal of its lease, which may be 40 seconds away.
+    gone(&child).await;
+    gone(&grandchild).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_word_that_comes_after_a_cancel_frees_the_node() {
+    let machine = Machine::start(PATIENT, &[]).await;
+    let job = machine.job().await;
+    let child = machine.written("child").await;
+    let owner = sql(&machine.server.database_url()).await;
+    // So that the cancel does not end the run before it has ended by itself.
+    owner.batch_execute(UNREADABLE).await.unwrap();
+    machine.client.post(&format!("/api/jobs/{job}/cancel"), &json!({})).await;
+    machine.has_said(UNHEARD, 1).await;
+    std::fs::write(machine.file("go"), "").unwrap();
+    gone(&child).await;
+    machine.has_said(UNRECORDED, 1).await;
+    owner.batch_execute(READABLE).await.unwrap();
+    let ended = wait_until("its worker says that it has ended", || async {
+        let ended = machine.client.read("/api/events?type=RunnerEnded").await;
+        ended["events"].as_array().unwrap().first().cloned()
+    })
+    .await;
+    assert_eq!(ended["data"]["lapsed"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_word_is_said_until_the_log_takes_it() {
+    let machine = Machine::start(PATIENT, &[]).await;
+    let job = machine.job().await;
+    machine.written("child").await;
+    let gate = sql(&machine.server.database_url()).await;
+    gate.batch_execute("BEGIN; SELECT FROM log_head WHERE one_row FOR UPDATE").await.unwrap();
+    std::fs::write(machine.file("go"), "").unwrap();
+    // Neither the last step nor the end can be said in the time that a command has.
+    machine.has_said(UNRECORDED, 1).await;
+    machine.has_said(UNRECORDED, 2).await;
+    gate.batch_execute("ROLLBACK").await.unwrap();
+    let state = machine.until(&job, "succeeded").await;
+    assert_eq!(state["attempt_count"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn playbooks_that_take_long_hold_up_no_agent() {
+    let github = Github::start().await;
+    let settings = github.env();
+    let mut more: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    more.retain(|(name, _)| *name != "MILEPOST_DISPATCHER");
+    more.push(("MILEPOST_DISPATCHER", "github,ansible"));
+    let machine = Machine::start(PATIENT, &more).await;
+    for number in 0..=NODE_DISPATCHES_AT_ONCE {
+        let body = json!({
+            "hostname": format!("web-{number}"),
+            "public_ip": format!("192.0.2.{number}"),
+        });
+        let (status, node) = machine.client.post("/api/nodes", &body).await;
+        assert_eq!(status, 201, "{node}");
+        machine.order(&text(&node, "id"), "provision").await;
+    }
+    let owner = sql(&machine.server.database_url()).await;
+    let under_way = "SELECT count(*) FROM queue WHERE state = 'running'";
+    wait_until("every place is taken", || async {
+        let count: i64 = owner.query_one(under_way, &[]).await.unwrap().get(0);
+        (count == NODE_DISPATCHES_AT_ONCE as i64).then_some(())
+    })
+    .await;
+    machine.client.job("mari").await;
+    wait_until("the agent is dispatched", || async { (!github.runs().is_empty()).then_some(()) })
+        .await;
+    let waiting = "SELECT count(*) FROM queue WHERE state = 'queued' AND node_id IS NOT NULL";
+    assert_eq!(owner.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -458,8 +575,39 @@ async fn what_a_worker_and_its_supervisor_leave_when_both_are_killed_the_next_st
     machine.server.kill().await;
     kill(supervisor, Signal::SIGKILL).unwrap();
     gone(&child).await;
+    assert_eq!(machine.left_behind(), 1, "with the node's address");
     machine.server.restart().await;
     gone(&grandchild).await;
+    wait_until("nothing is left", || async { (machine.left_behind() == 0).then_some(()) }).await;
+}
+
+/// A process that stands still until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(pid: u32) -> Self {
+        let pid = Pid::from_raw(pid.cast_signed());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stands_still_loses_its_run() {
+    let machine = Machine::start(STUBBORN, &[("MILEPOST_LEASE", "2")]).await;
+    machine.job().await;
+    let (child, grandchild) = (machine.written("child").await, machine.written("grandchild").await);
+    let _stopped = Stopped::new(machine.server.pid());
+    // It closes no pipe, and its lease is somebody else's to end.
+    gone(&child).await;
+    gone(&grandchild).await;
+    wait_until("nothing is left", || async { (machine.left_behind() == 0).then_some(()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

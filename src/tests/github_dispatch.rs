@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::doubles::github::{Fault, Github, REPOSITORY};
-use crate::harness::{Client, Options, PATIENCE, Server, text, wait_until};
+use crate::harness::{Client, Options, PATIENCE, Server, sql, text, wait_until};
 
 /// Random fault placements.
 const PLACEMENTS: usize = 200;
@@ -311,6 +311,70 @@ async fn a_process_killed_in_the_middle_finds_its_run_when_it_is_back() {
     let state = taken(&server.client(), &job).await;
     assert_eq!(latest(&state)["workflow_run_id"], github.runs()[0].id.to_string());
     assert_eq!((github.runs().len(), &state["attempt_count"]), (1, &json!(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_under_way_at_the_end_is_given_back_and_costs_no_attempt() {
+    let quiet = Server::start().await;
+    let (_, job) = quiet.client().job("mari").await;
+    let gate = sql(&quiet.database_url()).await;
+    gate.batch_execute("BEGIN; SELECT FROM queue FOR UPDATE").await.unwrap();
+    let github = Github::start().await;
+    let on_the_same = || Options {
+        database_url: Some(quiet.database_url()),
+        env: github.env(),
+        ..Options::default()
+    };
+    let mut server = Server::with(on_the_same()).await;
+    let claiming = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+                    AND datname = current_database() AND query LIKE '%append_batch%')";
+    wait_until("the claim is under way", || async {
+        gate.query_one(claiming, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
+    let log = server.dir().join("server.log");
+    tokio::join!(server.stop(), async {
+        wait_until("it is ending", || async {
+            std::fs::read_to_string(&log).unwrap().contains(r#""message":"ending""#).then_some(())
+        })
+        .await;
+        gate.batch_execute("ROLLBACK").await.unwrap();
+    });
+    assert_eq!(github.asked("dispatch").len(), 0);
+    let other = Server::with(on_the_same()).await;
+    let client = other.client();
+    let state = taken(&client, &job).await;
+    assert_eq!((&state["attempt_count"], github.runs().len()), (&json!(1), 1));
+    let given_back = client.read("/api/events?type=WorkflowDispatchFailed").await;
+    let given_back = &given_back["events"][0]["data"];
+    assert!(text(given_back, "reason").contains("was told to end"), "{given_back}");
+    assert!(given_back["unresolved"].is_null(), "nothing was sent: {given_back}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatch_under_way_at_the_end_is_waited_for() {
+    for listed in [true, false] {
+        let github = Github::start().await;
+        github.fault("dispatch", [Fault::HangAfter]);
+        if !listed {
+            github.list_after(NEVER);
+        }
+        let more = [("MILEPOST_GITHUB_SETTLE", "600")];
+        let mut server = dispatching(&github, &more).await;
+        let (_, job) = server.client().job("mari").await;
+        let has_run = || async { (!github.runs().is_empty()).then_some(()) };
+        wait_until("GitHub has the run", has_run).await;
+        // The answer has a second; of the time to look for the run nothing is taken.
+        server.stop().await;
+        let database_url = Some(server.database_url());
+        let quiet = Server::with(Options { database_url, ..Options::default() }).await;
+        let state = quiet.client().read(&format!("/api/jobs/{job}")).await;
+        assert_eq!(latest(&state)["workflow_run_id"].is_string(), listed, "{state:#}");
+        if !listed {
+            let words = text(&state, "waiting_because");
+            assert!(words.contains("the worker that asked has ended"), "{words}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use milepost::app::App;
 use milepost::config::Config;
@@ -9,12 +10,13 @@ use milepost::domain::job::JobRefusal;
 use milepost::domain::{JobAnswer, JobCommand, Report};
 use milepost::execute::{self, ExecuteError, command_deadline};
 use milepost::log::{Decision, Expected, QueueRow};
-use milepost::work;
 use milepost::work::lease::Lease;
+use milepost::work::{self, Kind};
 use milepost_schemas::event::JobQueued;
 use milepost_schemas::{AgentId, InstanceId, JobId, Metadata, Position};
 use serde_json::json;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Client, MASTER_KEY, Options, Server, database, sql, text, wait_until};
@@ -72,6 +74,11 @@ fn held() -> Report {
     Report::Held { workflow_run_id: None }
 }
 
+fn broken() -> Report {
+    let (message, failed_step) = ("it broke".to_owned(), None);
+    Report::Failed { code: "BROKEN", message, failed_step, retryable: true }
+}
+
 fn is_fenced(outcome: &Result<(), ExecuteError>) -> bool {
     matches!(outcome, Err(ExecuteError::Job(JobRefusal::Fenced(_))))
 }
@@ -117,8 +124,7 @@ async fn a_worker_killed_in_the_middle_loses_its_lease_and_its_late_writes_are_r
     for late in [step, Report::RunEnded { how: "late".into() }, Report::Succeeded] {
         assert!(is_fenced(&report(&killed, job, first, late).await));
     }
-    let ends_at = killed.clock.now() + killed.config.limits.attempt;
-    let lease = |claim| Lease { job_id: job, claim, ends_at };
+    let lease = |claim| Lease::new(&other, job, claim, Duration::ZERO);
     assert!(!lease(first).renew(&killed).await.unwrap(), "nor does its lease come back");
     assert!(lease(second).renew(&other).await.unwrap());
     report(&other, job, second, Report::Succeeded).await.unwrap();
@@ -135,8 +141,7 @@ async fn a_lease_that_is_renewed_holds_without_an_event() {
     let head = client.read("/api/events?limit=0").await["head"].clone();
     let lease = app.config.limits.lease;
     let until = app.clock.now() + lease + lease;
-    let ends_at = app.clock.now() + app.config.limits.attempt;
-    let kept = Lease { job_id: job, claim: claimed, ends_at };
+    let kept = Lease::new(&app, job, claimed, Duration::ZERO);
     tokio::select! {
         () = kept.keep(&app) => panic!("the lease was lost"),
         () = wait_until("two leases have passed", || async {
@@ -157,7 +162,8 @@ async fn a_lease_is_not_renewed_beyond_the_attempts_time() {
     let app = worker(&server.database_url()).await;
     let claimed = claim(&app, job).await.unwrap();
     report(&app, job, claimed, held()).await.unwrap();
-    let over = Lease { job_id: job, claim: claimed, ends_at: app.clock.now() };
+    let mut over = Lease::new(&app, job, claimed, Duration::ZERO);
+    over.ends_at = app.clock.now();
     assert!(!over.renew(&app).await.unwrap());
     wait_until("the attempt is lost", || async {
         (status(&client, job).await != "running").then_some(())
@@ -209,18 +215,61 @@ async fn a_node_that_remembers_the_first_attempt_can_claim_the_next() {
     let ([one, other], job) = two_workers().await;
     let first = claim(&one, job).await.unwrap();
     report(&one, job, first, held()).await.unwrap();
-    let failed = Report::Failed {
-        code: "BROKEN",
-        message: "it broke".to_owned(),
-        failed_step: None,
-        retryable: true,
-    };
-    report(&other, job, first, failed).await.unwrap();
+    report(&other, job, first, broken()).await.unwrap();
     wait_until("the retry is due", || async { tick(&other, job).await.then_some(()) }).await;
     let second = claim(&one, job).await.unwrap();
     assert!(second > first);
     // And what is refused is refused for what the log says.
     assert!(is_fenced(&report(&other, job, first, Report::Succeeded).await));
+}
+
+/// A row that the sweeper of a node finds due.
+async fn found_due(app: &App) -> work::Due {
+    wait_until("a row is due", || async { work::due(app, app.clock.now()).await.unwrap().pop() })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_another_node_has_queued_meanwhile_is_not_put_off() {
+    let ([one, other], job) = two_workers().await;
+    let first = claim(&one, job).await.unwrap();
+    report(&one, job, first, held()).await.unwrap();
+    report(&one, job, first, broken()).await.unwrap();
+    let row = found_due(&one).await;
+    assert!(tick(&other, job).await, "it is due");
+    work::look(&one, &row, one.clock.now()).await.unwrap();
+    let waiting = work::claimable(&one, Kind::Agent, AT_ONCE).await.unwrap();
+    assert_eq!(waiting, [job]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_outlives_a_look_at_the_row_of_the_one_before() {
+    let ([one, other], job) = two_workers().await;
+    let first = claim(&one, job).await.unwrap();
+    report(&one, job, first, held()).await.unwrap();
+    let row = found_due(&one).await;
+    // Between finding the row and looking at its job another node is two steps ahead.
+    report(&other, job, first, broken()).await.unwrap();
+    wait_until("the retry is due", || async { tick(&other, job).await.then_some(()) }).await;
+    let second = claim(&other, job).await.unwrap();
+    report(&other, job, second, held()).await.unwrap();
+    work::look(&one, &row, one.clock.now()).await.unwrap();
+    report(&other, job, second, Report::Succeeded).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_under_a_lease_is_given_time_to_end_before_it_is_over() {
+    let ([app, _], job) = two_workers().await;
+    let lease = app.config.limits.lease.unsigned_abs();
+    let begun = Instant::now();
+    let held = Lease::new(&app, job, Position(1), Duration::from_millis(100));
+    let until = *held.until().borrow();
+    let over = *held.without_spare().until().borrow();
+    assert_eq!(over - until, Duration::from_millis(100));
+    assert!(over >= begun + lease && over <= Instant::now() + lease);
+    // What takes too long leaves time to renew the lease all the same.
+    let long = Lease::new(&app, job, Position(1), lease);
+    assert!(*long.until().borrow() >= begun + lease / 2);
 }
 
 /// A queued job, each for an agent of its own.
@@ -311,7 +360,7 @@ async fn a_process_that_claims_whatever_it_finds() {
     let app = worker(&std::env::var(DATABASE).unwrap()).await;
     let mut count = 0;
     loop {
-        let jobs = work::claimable(&app, AT_ONCE).await.unwrap();
+        let jobs = work::claimable(&app, Kind::Agent, AT_ONCE).await.unwrap();
         if jobs.is_empty() {
             break;
         }

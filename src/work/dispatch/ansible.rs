@@ -2,8 +2,9 @@
 //!
 //! What runs is under a lease and under a supervisor (`milepost supervise`): it ends, with every
 //! process below it, when it takes too long, when its job is cancelled or its lease lost, when this
-//! worker ends and when it is killed; and the worker ends what a killed supervisor leaves. Tasks and lines reach the job by the callback plugin alone;
-//! what is printed is kept for the error only.
+//! worker ends and when it is killed or stands still; and the worker ends what a killed supervisor
+//! leaves. Tasks and lines reach the job by the callback plugin alone; what is printed is kept for the
+//! error only.
 
 mod files;
 mod outcome;
@@ -84,18 +85,21 @@ struct Run {
 
 /// Runs one attempt and records what came of it.
 pub async fn run(app: &App, order: AttemptOrder) {
-    let report = match prepare(app, &order).await {
-        Ok(run) => attempt(app, &order, &run).await,
+    let run = match prepare(app, &order).await {
+        // Looking may have taken long.
+        Ok(_) if app.shutdown.is_cancelled() => {
+            return super::give_back_at_the_end(app, &order).await;
+        }
+        Ok(run) => run,
         Err(reason) => {
             let reason = app.redactor.mask(&reason).into_owned();
             let delay = super::back_off(BACK_OFF, order.refusals);
-            Some(Report::DispatchFailed { reason, delay, unresolved: false })
+            return super::give_back(app, &order, reason, delay).await;
         }
     };
-    match report {
-        Some(report) => drop(super::tell(app, &order, report).await),
+    if !attempt(app, &order, &run).await {
         // Whoever ended the attempt waits to hear that nothing of it runs any more.
-        None => super::end(app, &order).await,
+        super::end(app, &order).await;
     }
 }
 
@@ -194,16 +198,42 @@ async fn opened(app: &App, mut node: Node) -> Result<Node, String> {
     Ok(node)
 }
 
-/// Runs what was prepared, under its lease; what there is to say at its end.
-async fn attempt(app: &App, order: &AttemptOrder, run: &Run) -> Option<Report> {
-    let ends_at = app.clock.now() + app.config.limits.attempt;
-    if !super::tell(app, order, Report::Held { workflow_run_id: None }).await {
-        // Without its lease in the log nobody would find out soon that this worker is gone.
-        return None;
+/// Runs what was prepared, under its lease, and says how it ended; whether that is in the log.
+async fn attempt(app: &App, order: &AttemptOrder, run: &Run) -> bool {
+    let Some(lease) = hold(app, order).await else { return false };
+    match play_both(app, order, run, &lease).await {
+        Some(report) => say_last(app, order, lease.without_spare(), &report).await,
+        None => false,
     }
-    let lease = Lease { job_id: order.job_id, claim: order.claim, ends_at };
-    let mut stop = pin!(stop(app, order, &lease));
-    let checked = play(app, order, run, true, &mut stop).await;
+}
+
+/// Says that this worker runs the attempt itself: its lease. `None` once the claim is over.
+async fn hold(app: &App, order: &AttemptOrder) -> Option<Lease> {
+    let spare = supervised::end_max(app.config.ansible.grace);
+    loop {
+        // Before it is in the log: it lasts no longer than others think.
+        let lease = Lease::new(app, order.job_id, order.claim, spare);
+        // Without its lease in the log nobody would find out soon that this worker is gone.
+        match super::say(app, order, Report::Held { workflow_run_id: None }).await {
+            Ok(holds) => return holds.then_some(lease),
+            Err(_) => tokio::time::sleep(super::AGAIN_AFTER).await,
+        }
+    }
+}
+
+/// Says the last word until it is in the log or the lease is over: what it took half an hour to
+/// come to must not get lost because the log was away for a moment.
+async fn say_last(app: &App, order: &AttemptOrder, lease: Lease, report: &Report) -> bool {
+    tokio::select! {
+        said = super::insist(app, order, report) => said,
+        () = lease.keep(app) => false,
+    }
+}
+
+/// Has the playbook looked at, then played; what there is to say at its end, if anybody listens.
+async fn play_both(app: &App, order: &AttemptOrder, run: &Run, lease: &Lease) -> Option<Report> {
+    let mut stop = pin!(stop(app, order, lease));
+    let checked = play(app, order, run, true, lease, &mut stop).await;
     match judge(app, run, checked, true) {
         Verdict::Well => {}
         Verdict::Failed(report) => return Some(report),
@@ -211,7 +241,7 @@ async fn attempt(app: &App, order: &AttemptOrder, run: &Run) -> Option<Report> {
     }
     let metadata = Some(json!({"playbook": run.playbook}).into());
     super::tell(app, order, Report::Step { step: STARTED.to_owned(), metadata }).await;
-    let played = play(app, order, run, false, &mut stop).await;
+    let played = play(app, order, run, false, lease, &mut stop).await;
     match judge(app, run, played, false) {
         Verdict::Well => {
             let complete = Report::Step { step: COMPLETE.to_owned(), metadata: None };
@@ -231,6 +261,7 @@ async fn play(
     order: &AttemptOrder,
     run: &Run,
     check: bool,
+    lease: &Lease,
     stop: &mut (impl Future<Output = Stop> + Unpin),
 ) -> Ended {
     let settings = &app.config.ansible;
@@ -260,7 +291,7 @@ async fn play(
     if !check {
         command.envs(callbacks(app, order));
     }
-    let ended = supervised::run(command, settings.grace, stop).await;
+    let ended = supervised::run(command, settings.grace, lease.until(), stop).await;
     // Of a supervisor that was killed, what the run has started is left.
     end_strays().await;
     ended
@@ -347,7 +378,17 @@ async fn claim_over(app: &App, order: &AttemptOrder) {
     loop {
         match execute::read_job(&app.log, order.job_id).await {
             Ok(Some(job)) if job.claim != Some(order.claim) => return,
-            Ok(_) | Err(_) => {}
+            Ok(_) => {}
+            Err(error) => {
+                // What it was to be read for is not said again.
+                tracing::warn!(
+                    job = %order.job_id,
+                    error = &error as &dyn std::error::Error,
+                    "whether a run goes on cannot be read"
+                );
+                tokio::time::sleep(super::AGAIN_AFTER).await;
+                continue;
+            }
         }
         while !may_have_ended(app, order, &mut seen) {
             if head.changed().await.is_err() {

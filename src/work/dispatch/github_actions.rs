@@ -36,6 +36,8 @@ enum Outcome {
     Open(GithubError),
     /// It was sent, and GitHub lists no such run.
     Lost,
+    /// It was sent, and this worker ends before anybody can tell.
+    Left,
 }
 
 /// Dispatches one attempt and records what came of it.
@@ -46,7 +48,7 @@ pub async fn run(app: &App, order: AttemptOrder) {
         dispatch(app, &order).await
     };
     let report = report(app, &order, outcome);
-    super::tell(app, &order, report).await;
+    super::conclude(app, &order, &report).await;
 }
 
 /// The name of an attempt's run, as the workflow's `run-name` makes it.
@@ -119,7 +121,13 @@ async fn resolve(app: &App, order: &AttemptOrder, absent: Outcome) -> Outcome {
             Ok(None) if last => return absent,
             Err(_) if last && matches!(absent, Outcome::Taken(_)) => return absent,
             Err(error) if last => return Outcome::Open(error),
-            Ok(None) | Err(_) => tokio::time::sleep(app.config.github.settle / LOOKS).await,
+            Ok(None) | Err(_) => {}
+        }
+        tokio::select! {
+            () = tokio::time::sleep(app.config.github.settle / LOOKS) => {}
+            () = app.shutdown.cancelled() => {
+                return if matches!(absent, Outcome::Taken(_)) { absent } else { Outcome::Left };
+            }
         }
     }
 }
@@ -142,6 +150,11 @@ fn report(app: &App, order: &AttemptOrder, outcome: Outcome) -> Report {
             Report::DispatchFailed { reason, delay, unresolved: true }
         }
         Outcome::Lost => Report::DispatchLost,
+        Outcome::Left => {
+            let reason = "Whether GitHub took it is not known yet: the worker that asked has ended";
+            let delay = SignedDuration::ZERO;
+            Report::DispatchFailed { reason: reason.to_owned(), delay, unresolved: true }
+        }
     }
 }
 

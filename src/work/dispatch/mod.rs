@@ -15,13 +15,17 @@ use jiff::SignedDuration;
 use milepost_projections::Subject;
 use milepost_schemas::{Attempt, JobId, Position};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
-use super::system;
+use super::{Kind, system};
 use crate::app::App;
 use crate::config::Dispatcher;
 use crate::domain::job::JobRefusal;
 use crate::domain::{JobCommand, Report};
 use crate::execute::{self, ExecuteError};
+
+/// How long to wait before what the log did not take, or did not tell, is tried again.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// The longest a job waits between two dispatches that are refused.
 pub const BACK_OFF_MAX: SignedDuration = SignedDuration::from_mins(10);
@@ -55,11 +59,11 @@ pub async fn claim(
     place: OwnedSemaphorePermit,
 ) -> Result<(), ExecuteError> {
     let Some(job) = execute::read_job(&app.log, job_id).await? else { return Ok(()) };
-    let dispatcher = match job.subject {
-        Subject::Agent { .. } => app.config.dispatchers.agents,
-        Subject::Node { .. } => app.config.dispatchers.nodes,
+    let kind = match job.subject {
+        Subject::Agent { .. } => Kind::Agent,
+        Subject::Node { .. } => Kind::Node,
     };
-    let Some(dispatcher) = dispatcher else { return Ok(()) };
+    let Some(dispatcher) = kind.dispatcher(app) else { return Ok(()) };
     let command = JobCommand::Claim { dispatcher: dispatcher.name(), locked_by: worker.to_owned() };
     let metadata = system(app, job_id);
     let claimed = execute::to_job_in_queue(app, job_id, command, metadata, queue_version).await;
@@ -68,8 +72,39 @@ pub async fn claim(
         Err(ExecuteError::Job(_) | ExecuteError::Moved) => return Ok(()),
         Err(error) => return Err(error),
     };
-    let Some(job) = execute::read_job(&app.log, job_id).await? else { return Ok(()) };
-    let order = AttemptOrder {
+    app.metrics.dispatches.inc();
+    let app = Arc::clone(app);
+    // At the end of this process it is waited for: what is claimed is dispatched or given back.
+    app.attempts.clone().spawn(async move {
+        if let Some(order) = claimed_order(&app, job_id, claim).await {
+            run(&app, dispatcher, order).await;
+        }
+        drop(place);
+    });
+    Ok(())
+}
+
+/// What there is to know of an attempt that was claimed. While the log cannot be read it is asked
+/// again; `None` once the claim is over.
+async fn claimed_order(app: &App, job_id: JobId, claim: Position) -> Option<AttemptOrder> {
+    let read = async {
+        loop {
+            match execute::read_job(&app.log, job_id).await {
+                Ok(job) => break job,
+                Err(error) => {
+                    tracing::warn!(
+                        job = %job_id,
+                        error = &error as &dyn std::error::Error,
+                        "a claimed job cannot be read"
+                    );
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                }
+            }
+        }
+    };
+    let read = timeout(app.config.limits.lease.unsigned_abs(), read).await;
+    let job = read.ok().flatten().filter(|job| job.claim == Some(claim))?;
+    Some(AttemptOrder {
         job_id,
         attempt: job.attempt().number,
         claim,
@@ -78,34 +113,38 @@ pub async fn claim(
         unresolved: job.attempt().run.unresolved || job.attempt().workflow_run_id.is_some(),
         job_type: job.job_type,
         subject: job.subject,
-    };
-    app.metrics.dispatches.inc();
+    })
+}
+
+/// Has an attempt run by its dispatcher, or gives it back where this process ends.
+async fn run(app: &App, dispatcher: Dispatcher, order: AttemptOrder) {
+    if app.shutdown.is_cancelled() {
+        return give_back_at_the_end(app, &order).await;
+    }
     match dispatcher {
         Dispatcher::None => {}
-        Dispatcher::Ansible => {
-            let attempts = app.attempts.clone();
-            let app = Arc::clone(app);
-            attempts.spawn(async move {
-                ansible::run(&app, order).await;
-                drop(place);
-            });
-        }
-        Dispatcher::Github => {
-            let app = Arc::clone(app);
-            tokio::spawn(async move {
-                github_actions::run(&app, order).await;
-                drop(place);
-            });
-        }
-        Dispatcher::Rehearsal => {
-            let app = Arc::clone(app);
-            tokio::spawn(async move {
-                rehearsal::run(&app, order).await;
-                drop(place);
-            });
-        }
+        Dispatcher::Ansible => ansible::run(app, order).await,
+        Dispatcher::Github => github_actions::run(app, order).await,
+        Dispatcher::Rehearsal => rehearsal::run(app, order).await,
     }
-    Ok(())
+}
+
+/// Gives back an attempt of which nothing was begun.
+async fn give_back(app: &App, order: &AttemptOrder, reason: String, delay: SignedDuration) {
+    let report = Report::DispatchFailed { reason, delay, unresolved: order.unresolved };
+    conclude(app, order, &report).await;
+}
+
+/// Says what came of a dispatch until the log takes it, but no longer than a claim holds.
+async fn conclude(app: &App, order: &AttemptOrder, report: &Report) {
+    let lease = app.config.limits.lease.unsigned_abs();
+    drop(timeout(lease, insist(app, order, report)).await);
+}
+
+/// Gives it back for another worker to take at once.
+async fn give_back_at_the_end(app: &App, order: &AttemptOrder) {
+    let reason = "The worker that claimed it was told to end".to_owned();
+    give_back(app, order, reason, SignedDuration::ZERO).await;
 }
 
 /// Says that nothing of the attempt runs any more, should anybody wait for that.
@@ -126,17 +165,36 @@ fn back_off(first: Duration, refusals: u32) -> SignedDuration {
     doubled.unwrap_or(BACK_OFF_MAX).min(BACK_OFF_MAX)
 }
 
-/// Says something of the attempt; whether it is in the log. That its claim is over is no trouble: its
-/// workflow has told the end itself, or a deadline was.
+/// Says something of the attempt; whether it is in the log.
 async fn tell(app: &App, order: &AttemptOrder, report: Report) -> bool {
+    say(app, order, report).await.unwrap_or(false)
+}
+
+/// Says something of the attempt until it is in the log; `false` once its claim is over.
+async fn insist(app: &App, order: &AttemptOrder, report: &Report) -> bool {
+    loop {
+        if let Ok(holds) = say(app, order, report.clone()).await {
+            return holds;
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+}
+
+/// Says something of the attempt; whether its claim holds. That it is over is no trouble: its
+/// workflow has told the end itself, or a deadline was.
+///
+/// # Errors
+/// [`ExecuteError`], which is logged; nothing of it is in the log then, unless the log was
+/// `Unavailable`.
+async fn say(app: &App, order: &AttemptOrder, report: Report) -> Result<bool, ExecuteError> {
     let command = JobCommand::Report { claim: order.claim, report };
     match execute::to_job(app, order.job_id, command, system(app, order.job_id)).await {
-        Ok(_) => true,
-        Err(ExecuteError::Job(JobRefusal::Fenced(_))) => false,
+        Ok(_) => Ok(true),
+        Err(ExecuteError::Job(JobRefusal::Fenced(_))) => Ok(false),
         Err(error) => {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(job = %order.job_id, error, "a dispatch could not be recorded");
-            false
+            let words: &dyn std::error::Error = &error;
+            tracing::warn!(job = %order.job_id, error = words, "a dispatch could not be recorded");
+            Err(error)
         }
     }
 }

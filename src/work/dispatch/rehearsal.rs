@@ -2,8 +2,8 @@
 //! HTTP. It builds no server, and says so.
 
 use std::process::Stdio;
+use std::time::Duration;
 
-use jiff::SignedDuration;
 use milepost_projections::{JobStatus, Subject};
 use tokio::process::{Child, Command};
 
@@ -12,8 +12,8 @@ use crate::app::App;
 use crate::domain::Report;
 use crate::execute;
 
-/// How long a job waits after its rehearsal could not be started.
-const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(10);
+/// How long a job waits after its rehearsal could not be started for the first time.
+const BACK_OFF: Duration = Duration::from_secs(10);
 
 /// The environment name of the secret a rehearsal signs with; never on its command line.
 pub const SECRET_VARIABLE: &str = "MILEPOST_CALLBACK_SECRET";
@@ -24,9 +24,8 @@ pub async fn run(app: &App, order: AttemptOrder) {
         Ok(child) => child,
         Err(error) => {
             let reason = format!("The rehearsal could not be started: {error}");
-            let report = Report::DispatchFailed { reason, delay: RETRY_AFTER, unresolved: false };
-            super::tell(app, &order, report).await;
-            return;
+            let delay = super::back_off(BACK_OFF, order.refusals);
+            return super::give_back(app, &order, reason, delay).await;
         }
     };
     let workflow_run_id = child.id().map(|pid| format!("rehearsal-{pid}"));
@@ -39,7 +38,10 @@ pub async fn run(app: &App, order: AttemptOrder) {
         },
         // Dropping the child ends it.
         () = attempt_over(app, &order) => return,
-        () = app.shutdown.cancelled() => return,
+        () = app.shutdown.cancelled() => {
+            drop(child.kill().await);
+            "its worker was told to end".to_owned()
+        }
     };
     super::tell(app, &order, Report::RunEnded { how }).await;
 }

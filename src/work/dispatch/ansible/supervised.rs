@@ -1,15 +1,17 @@
-//! A program under `milepost supervise`: it ends, with all that it has started, when it is told to
-//! and when this process is gone.
+//! A program under `milepost supervise`: it ends, with all that it has started, when it is told to,
+//! when this process is gone, and when it says for too long no more that the program may go on.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
-use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::process::{ChildStdin, Command};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 use super::outcome::OUTPUT_BYTES_MAX;
 
@@ -39,13 +41,20 @@ pub(super) struct Output {
     pub(super) cut: bool,
 }
 
-/// Runs a supervisor to its end, or until `stop` says why not.
+/// How long a program that is stopped may take to be gone.
+pub(super) fn end_max(grace: Duration) -> Duration {
+    grace + KILL_TIMEOUT
+}
+
+/// Runs a supervisor to its end, or until `stop` says why not. Should this process stand still, the
+/// supervisor ends by itself when the last `until` that it was told has come.
 ///
 /// # Errors
 /// When it cannot be started or waited for.
 pub(super) async fn run<S>(
     mut supervisor: Command,
     grace: Duration,
+    mut until: watch::Receiver<Instant>,
     stop: &mut (impl Future<Output = S> + Unpin),
 ) -> std::io::Result<(End<S>, Output)> {
     let (reader, writer) = std::io::pipe()?;
@@ -55,20 +64,41 @@ pub(super) async fn run<S>(
     // It has this process's copies of the writing end.
     drop(supervisor);
     // Whoever drops this, by whatever way, tells the supervisor to end.
-    let held = child.stdin.take();
-    let output = tokio::spawn(read(reader));
-    let end = tokio::select! {
-        status = child.wait() => End::Exited(code(status?)),
-        why = stop => {
-            drop(held);
-            if timeout(grace + KILL_TIMEOUT, child.wait()).await.is_err() {
-                child.kill().await?;
+    let mut held = child.stdin.take().expect("its standard input is a pipe");
+    let output = Arc::default();
+    let reading = tokio::spawn(read(reader, Arc::clone(&output)));
+    until.mark_changed();
+    let end = loop {
+        tokio::select! {
+            status = child.wait() => break End::Exited(code(status?)),
+            why = &mut *stop => {
+                drop(held);
+                if timeout(end_max(grace), child.wait()).await.is_err() {
+                    child.kill().await?;
+                }
+                break End::Stopped(why);
             }
-            End::Stopped(why)
+            Ok(()) = until.changed() => {
+                let until = *until.borrow_and_update();
+                tell(&mut held, until).await;
+            }
         }
     };
-    let output = timeout(DRAIN_TIMEOUT, output).await;
-    Ok((end, output.ok().and_then(Result::ok).unwrap_or_default()))
+    let reader = reading.abort_handle();
+    if timeout(DRAIN_TIMEOUT, reading).await.is_err() {
+        // Somebody has the writing end still: what was printed so far is what there is.
+        reader.abort();
+    }
+    let output = std::mem::take(&mut *output.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok((end, output))
+}
+
+/// Tells the supervisor for how many milliseconds from now on the program may run. That it is gone
+/// is heard elsewhere.
+async fn tell(supervisor: &mut ChildStdin, until: Instant) {
+    let left = until.saturating_duration_since(Instant::now());
+    let left_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+    drop(supervisor.write_u32(left_ms).await);
 }
 
 fn code(status: std::process::ExitStatus) -> i32 {
@@ -77,14 +107,36 @@ fn code(status: std::process::ExitStatus) -> i32 {
 }
 
 /// Reads to the end, and keeps the last of it.
-async fn read(mut reader: pipe::Receiver) -> Output {
-    let mut output = Output::default();
+async fn read(mut reader: pipe::Receiver, output: Arc<Mutex<Output>>) {
     let mut chunk = vec![0; CHUNK_BYTES];
     while let Ok(length @ 1..) = reader.read(&mut chunk).await {
+        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         output.bytes.extend(&chunk[..length]);
         let surplus = output.bytes.len().saturating_sub(OUTPUT_BYTES_MAX);
         output.cut |= surplus > 0;
         drop(output.bytes.drain(..surplus));
     }
-    output
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_printed_is_kept_though_somebody_holds_the_output_open() {
+        let mut supervisor = Command::new("sh");
+        supervisor.args(["-c", "echo the recap; sleep 600 & echo $!"]);
+        let until = watch::Sender::new(Instant::now());
+        let mut stop = std::future::pending::<()>();
+        let run = run(supervisor, Duration::ZERO, until.subscribe(), &mut stop);
+        let (end, output) = run.await.unwrap();
+        let printed = String::from_utf8(output.bytes.into()).unwrap();
+        let (recap, left) = printed.trim_end().split_once('\n').unwrap();
+        kill(Pid::from_raw(left.parse().unwrap()), Signal::SIGKILL).unwrap();
+        assert_eq!((recap, output.cut), ("the recap", false));
+        assert!(matches!(end, End::Exited(0)));
+    }
 }
