@@ -296,5 +296,5 @@ pub async fn read_body(
 }
 
 fn is_length_limit(error: &axum::Error) -> bool {
-    error.source().is_some_and(|error| error.is::<LengthLimitError>())
+    matches!(error.source(), Some(source) if source.is::<LengthLimitError>())
 }

@@ -157,7 +157,8 @@ pub(super) async fn show(
     // The body is opened before it becomes a word of a command: whatever it says stays within it.
     let header = app.log.keys().open(event.header.clone(), Escape::Json).await?;
     let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
-        Problem::damaged(format!("event {} has no header: {error}", row.position))
+        tracing::error!(position = row.position, %error, "an event has no header");
+        Problem::damaged(format!("event {} has no header", row.position))
     })?;
     let changed = changed(&app, &event).await?;
     let links = links(&app, &event, &row).await?;

@@ -483,7 +483,8 @@ pub(super) async fn rows(app: &App, events: &[Committed]) -> Result<Vec<EventRow
 
 fn row(event: &Committed, people: &People, opener: &Opener) -> Result<EventRow, Problem> {
     let unreadable = |error: serde_json::Error| {
-        let detail = format!("event {} cannot be read: {error}", event.position);
+        tracing::error!(position = event.position.0, %error, "an event cannot be read");
+        let detail = format!("event {} cannot be read", event.position);
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "unreadable", "Unreadable", detail)
     };
     let [header, body] = event.texts().map(|text| opener.open(text, Escape::Json));
