@@ -238,6 +238,18 @@ class Host(contextlib.ExitStack):
         )  # fmt: skip
         return done.returncode, (done.stdout + done.stderr).strip()
 
+    def kill_run(self):
+        """Kills the playbook that runs, and nothing on the machine."""
+        self.running.kill()
+
+    def log_in_methods(self):
+        """How sshd lets one in now, whatever its files say."""
+        done = subprocess.run(
+            ["ssh", *self._ssh_options(), "-o", "BatchMode=yes", "-o", "PreferredAuthentications=none", f"root@{self.address}"],
+            capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return re.search(r"Permission denied \((.*)\)", done.stderr)[1].split(",")
+
     def _ssh_options(self):
         return ["-o", "StrictHostKeyChecking=accept-new", "-o", f"UserKnownHostsFile={self.directory}/known_hosts"]
 
@@ -258,6 +270,7 @@ class Host(contextlib.ExitStack):
                  # The paths of sockets are short.
                  "ANSIBLE_SSH_CONTROL_PATH_DIR": self.enter_context(tempfile.TemporaryDirectory(prefix="mp-"))},
         )  # fmt: skip
+        self.running = process
         timer = threading.Timer(RUN_SECONDS_MAX, process.kill)
         timer.start()
         lines = []

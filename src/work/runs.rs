@@ -153,13 +153,9 @@ impl Memory {
     /// Whether a run is gone that GitHub does not know now: it has not for the settling time. One
     /// answer says little, for whoever gave it may not have heard of the run yet.
     fn is_gone(&mut self, run: u64, settle: Duration) -> bool {
-        match self.unknown.get(&run) {
-            Some(since) => since.elapsed() >= settle,
-            None => {
-                self.unknown.insert(run, Instant::now());
-                false
-            }
-        }
+        let unknown_for = self.unknown.get(&run).map(Instant::elapsed);
+        self.unknown.entry(run).or_insert_with(Instant::now);
+        unknown_for.is_some_and(|it| it >= settle)
     }
 
     /// Whether a run may be told to end now.
