@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::lead::lead;
 use super::servers::Servers;
-use super::{reconcile, system};
+use super::{again, reconcile, system};
 use crate::app::App;
 use crate::clients::Patience;
 use crate::config::Cloud;
@@ -55,14 +55,11 @@ pub fn start(app: Arc<App>, cloud: Cloud) {
         retry_after_max: WAIT_MAX,
         ..Patience::default()
     };
-    let servers = Servers::new(&cloud.accounts, Arc::new(app.clock), patience);
-    tokio::spawn(async move {
-        let shutdown = app.shutdown.clone();
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = lead(&app, LOCK, || rounds(&app, &servers, &cloud)) => {}
-        }
-    });
+    tokio::spawn(again("undoing", app.shutdown.clone(), move || {
+        let (app, cloud) = (Arc::clone(&app), cloud.clone());
+        let servers = Servers::new(&cloud.accounts, Arc::new(app.clock), patience);
+        async move { Box::pin(lead(&app, LOCK, || rounds(&app, &servers, &cloud))).await }
+    }));
 }
 
 async fn rounds(app: &App, servers: &Servers, cloud: &Cloud) {

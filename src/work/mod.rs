@@ -63,23 +63,18 @@ pub fn start(app: Arc<App>, worker: String) {
     let (places, shutdown) = (Places::new(), app.shutdown.clone());
     tokio::spawn(again("the queue's loop", shutdown, move || {
         let (app, worker, places) = (Arc::clone(&app), worker.clone(), places.clone());
-        async move {
-            tokio::select! {
-                () = app.shutdown.cancelled() => {}
-                () = run(&app, &worker, &places) => {}
-            }
-        }
+        async move { run(&app, &worker, &places).await }
     }));
 }
 
-/// Runs something to its end, and from its beginning again should it panic: what it does for all
-/// jobs must not end with one.
+/// Runs something until shutdown, and from its beginning again should it panic: what it does for
+/// all jobs must not end with one.
 async fn again<F: Future<Output = ()> + Send + 'static>(
     what: &'static str,
     shutdown: CancellationToken,
     run: impl Fn() -> F,
 ) {
-    while let Err(error) = tokio::spawn(run()).await {
+    while let Err(error) = tokio::spawn(shutdown.clone().run_until_cancelled_owned(run())).await {
         tracing::error!(
             error = &error as &dyn std::error::Error,
             "{what} broke off; it begins again"

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 
 use super::lead::lead;
-use super::{compensation, system};
+use super::{again, compensation, system};
 use crate::app::App;
 use crate::clients::github::{GithubError, RUNS_A_PAGE, Run};
 use crate::domain::job::{LISTS_RUNS, RunSeen, unwanted};
@@ -54,13 +54,10 @@ const CANCEL_PAUSE_MAX: Duration = Duration::from_mins(5);
 
 /// Follows runs until shutdown.
 pub fn start(app: Arc<App>) {
-    tokio::spawn(async move {
-        let shutdown = app.shutdown.clone();
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = lead(&app, LOCK, || follow(&app)) => {}
-        }
-    });
+    tokio::spawn(again("the following of runs", app.shutdown.clone(), move || {
+        let app = Arc::clone(&app);
+        async move { Box::pin(lead(&app, LOCK, || follow(&app))).await }
+    }));
 }
 
 async fn follow(app: &App) {
