@@ -65,20 +65,22 @@ export const head = () => seen;
 
 /** Follows those topics; `update` changes them. */
 export function subscribe(topics, handler) {
-  wants = topics;
   receive = handler;
-  sayWants();
+  want(topics);
   return {
-    update(changed) {
-      wants = changed;
-      sayWants();
-    },
+    update: want,
     close() {
-      wants = {};
       receive = () => {};
-      sayWants();
+      want({});
     },
   };
+}
+
+/** Other topics: until the leading tab says that the connection has them, it has them not. */
+function want(topics) {
+  wants = topics;
+  link = { ...link, carries: link.carries.filter((tab) => tab !== me) };
+  sayWants();
 }
 
 /** What this tab has to say for itself. */
