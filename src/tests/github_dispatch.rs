@@ -533,6 +533,10 @@ async fn a_webhook_tells_of_the_end_of_a_run_once() {
     let more = [("MILEPOST_GITHUB_POLL", "3600"), ("MILEPOST_RETRY_DELAYS", "600")];
     let server = dispatching(&github, &more).await;
     let client = server.client();
+    wait_until("the one round is over that finds no job", || async {
+        (!github.asked("runs").is_empty()).then_some(())
+    })
+    .await;
     let (_, job) = client.job("mari").await;
     taken(&client, &job).await;
     let run = &github.runs()[0];
