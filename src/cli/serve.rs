@@ -18,7 +18,8 @@ use crate::{http, migrate as migrations, push, telemetry};
 const BACKLOG: u32 = 4_096;
 
 /// How long an attempt that is ended with its worker may take to say so, beyond the grace that its
-/// processes have, or the answer that its dispatch waits for; and what is done behind an answer, to be done.
+/// processes have, or the answer that its dispatch waits for; and what is done behind an answer, to
+/// be done.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// How long the last checkpoint may take: with a database that is gone, there is none.

@@ -3,8 +3,9 @@
 //! A worker runs its tools under this. What tells it is the end of its standard input: the worker
 //! holds the other end of that pipe, and the kernel closes it when the worker is gone, however
 //! that came about. A worker that stands still closes nothing: on that pipe it says from time to time
-//! for how long the program may go on, and when that is over it is ended too. Orphans come back to this process (it is their subreaper), so that those are
-//! found too which have left the process group and the session, as Ansible's own workers do.
+//! for how long the program may go on, and when that is over it is ended too. Orphans come back to
+//! this process (it is their subreaper), so that those are found too which have left the process
+//! group and the session, as Ansible's own workers do.
 
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;

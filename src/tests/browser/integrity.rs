@@ -127,6 +127,17 @@ async fn check(browser: &Browser, form: &str, fields: &Value) -> Vec<(String, St
     results(browser, &place).await
 }
 
+/// A server with the first four events sealed, and a browser that has checked them.
+async fn with_a_sealed_job() -> (Server, Client, Browser) {
+    let server = Server::start().await;
+    let client = server.client();
+    client.job("mari").await;
+    sealed(&client, 4).await;
+    let browser = logged_in(&server).await;
+    checks(&browser, &server).await;
+    (server, client, browser)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn proofs_of_every_shape_are_taken_and_altered_ones_refused() {
     let server = Server::start().await;
@@ -254,12 +265,7 @@ async fn a_browser_checks_the_checkpoint_and_compares_it_at_the_next_visit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_compared_with_its_leaf_in_all_but_its_sealed_texts() {
-    let server = Server::start().await;
-    let client = server.client();
-    client.job("mari").await;
-    sealed(&client, 4).await;
-    let browser = logged_in(&server).await;
-    checks(&browser, &server).await;
+    let (_server, _client, browser) = with_a_sealed_job().await;
     let first = json!({"position": "1"});
     let included = check(&browser, "inclusion", &first).await;
     assert_eq!((&*included[0].0, &*included[1].0), ("ok", "open"), "{included:?}");
@@ -329,12 +335,7 @@ async fn a_kept_checkpoint_of_more_events_than_the_log_has_says_that_it_became_s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_that_is_shown_of_a_checkpoint_is_of_one() {
-    let server = Server::start().await;
-    let client = server.client();
-    client.job("mari").await;
-    sealed(&client, 4).await;
-    let browser = logged_in(&server).await;
-    checks(&browser, &server).await;
+    let (_server, client, browser) = with_a_sealed_job().await;
     let keep = "return fetch('/integrity').then((answer) => answer.text()).then((text) => { window.kept = text; })";
     browser.run(keep).await;
     client.job("juno").await;
