@@ -149,8 +149,8 @@ async fn a_new_tab_has_nothing_told_again() {
     browser.open(&format!("{}/agents/{agent}", server.url())).await;
     is_live(&browser).await;
     browser.switch_to(&leading).await;
-    let since = "return Number(/since=[0-9]+-([0-9]+)/.exec(window.opened.at(-1))[1])";
-    assert_eq!(browser.run(since).await, told);
+    let since = "return Number(/since=[0-9]+-([0-9]+)/.exec(window.opened.at(-1) ?? '')?.[1])";
+    assert_eq!(browser.wait_for("the stream is opened anew", since).await, told);
     browser.quit().await;
 }
 

@@ -166,6 +166,8 @@ function union() {
   const carries = [];
   const latest = [...tabs].reverse().sort(([, one], [, other]) => one.hidden - other.hidden);
   for (const [tab, { wants: theirs }] of latest) {
+    // A page that has not said yet what it follows is told nothing.
+    if (!TOPICS.some((topic) => theirs[topic]?.length)) continue;
     const wider = new Set(topics);
     for (const topic of TOPICS) for (const id of theirs[topic] ?? []) wider.add(`${topic}=${encodeURIComponent(id)}`);
     if (wider.size > TOPICS_MAX) continue;
