@@ -14,6 +14,7 @@ use lru::LruCache;
 use milepost_schemas::{Event, EventType, Position, StreamId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
@@ -47,6 +48,27 @@ const SLOW_BATCH: Duration = Duration::from_secs(1);
 /// What `append_batch` says of a log that is smaller than its caller knows it. Source:
 /// `migrations/V17__set_back.sql`.
 const SET_BACK: &str = "MP001";
+
+/// Appends to a log that ends where this process left it, when no stream has to be looked at, no queue
+/// row is written and nobody is told: a batch of callbacks on a process that is alone. Does nothing, and
+/// gives no row, where somebody else has appended; `append_batch` then looks. It is its last statement
+/// and takes the same lock, but a function's own cost is half of what a single event costs.
+const EXTEND: &str = "WITH head AS ( \
+         UPDATE log_head AS h \
+         SET size = h.size + cardinality($2::uuid[]), \
+             recorded_at = greatest(h.recorded_at, clock_timestamp()) \
+         WHERE h.one_row AND h.size = $1 \
+         RETURNING h.epoch, h.recorded_at \
+     ), added AS ( \
+         INSERT INTO event \
+             (position, stream_id, version, type, schema_version, recorded_at, header, body) \
+         SELECT \
+             $1 + generate_subscripts($2::uuid[], 1), unnest($2::uuid[]), unnest($3::integer[]), \
+             unnest($4::smallint[]), unnest($5::smallint[]), recorded_at, \
+             unnest($6::bytea[]), unnest($7::bytea[]) \
+         FROM head \
+     ) \
+     SELECT epoch, recorded_at FROM head";
 
 /// Where a decision's events went.
 #[derive(Debug)]
@@ -132,10 +154,11 @@ pub(super) async fn start(
     Ok(sender)
 }
 
-/// A connection with the statement on it.
+/// A connection with the statements on it.
 struct Link {
     client: Client,
     append: Statement,
+    extend: Statement,
     /// The first position of the last partition that is there for certain.
     last_partition: i64,
     /// Whether the partition behind the one that is written to could not be made when it was tried.
@@ -150,7 +173,8 @@ async fn connect(database: &Database) -> Result<Link, DatabaseError> {
              FROM append_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         )
         .await?;
-    Ok(Link { client, append, last_partition: 0, partition_awaited: false })
+    let extend = client.prepare(EXTEND).await?;
+    Ok(Link { client, append, extend, last_partition: 0, partition_awaited: false })
 }
 
 /// As [`connect`], and waits until whoever appends now has committed: a torn connection's statement
@@ -364,6 +388,21 @@ impl Appender {
         let writer = self.feed.others_follow().then_some(&self.writer);
         let queue = (!plan.queue.is_empty())
             .then(|| serde_json::to_value(&plan.queue).expect("a queue row is plain data"));
+        if plan.uncertain == 0 && queue.is_none() && writer.is_none() {
+            let events: [&(dyn ToSql + Sync); 7] = [
+                &self.known_size,
+                &plan.streams,
+                &plan.versions,
+                &plan.types,
+                &plan.schema_versions,
+                &headers,
+                &bodies,
+            ];
+            if let Some(row) = link.client.query_opt(&link.extend, &events).await? {
+                let (epoch, recorded_at) = (row.get(0), row.get(1));
+                return Ok(Outcome::Committed { epoch, base: self.known_size, recorded_at });
+            }
+        }
         let row = link
             .client
             .query_one(

@@ -28,6 +28,10 @@ const STATES_CACHED_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("it is n
 /// Events folded before what came of them is shown.
 const ROUND_EVENTS_MAX: usize = 4_096;
 
+/// How far the states follow behind the log while nobody watches: to wake for each event takes a
+/// tenth of the time in which a callback is answered.
+const WATCHED_BY_NOBODY: Duration = Duration::from_millis(5);
+
 /// How long to wait before the database is asked again.
 const AFTER_ERROR: Duration = Duration::from_millis(200);
 
@@ -57,7 +61,12 @@ async fn follow(app: Arc<App>) {
                     return;
                 }
             }
-            Ok(events) => states.round(&app, &events).await,
+            Ok(events) => {
+                states.round(&app, &events).await;
+                if app.hub.is_idle() {
+                    tokio::time::sleep(WATCHED_BY_NOBODY).await;
+                }
+            }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "states cannot follow");
                 tokio::time::sleep(AFTER_ERROR).await;

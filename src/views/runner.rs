@@ -16,7 +16,7 @@ use milepost_projections::compensation::Compensations;
 use milepost_projections::job::Jobs;
 use milepost_projections::node::Nodes;
 use milepost_schemas::{Position, StreamId};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tokio_postgres::{Client, Statement, Transaction};
 use uuid::Uuid;
@@ -31,12 +31,21 @@ use crate::log::{Committed, DatabaseError, EventFilter, READ_EVENTS_MAX, Since};
 /// filled while code of before goes on with its own.
 const LOCK: &str = "SELECT pg_try_advisory_lock(hashtext($1), $2)";
 
-/// Events folded in one transaction.
+/// Events that are read from the log to be folded in one transaction.
 pub const ROUND_EVENTS_MAX: usize = 5_000;
+
+/// Events, and bytes of them, that are gathered from the feed while a view rests, and folded in one
+/// transaction. The feed keeps fewer: a view that came for them after its rest would have to read
+/// them again from a log that is busy.
+const GATHERED_EVENTS_MAX: usize = 16_384;
+const GATHERED_BYTES_MAX: usize = 32 << 20;
+
+/// How often a resting view looks into the feed. At a hundred thousand events a second it misses none.
+const GATHER_EVERY: Duration = Duration::from_millis(100);
 
 /// From this many events a second on, the log is busy. Rests are longer then: one row is written
 /// once for all its changes in between, and callbacks keep the processors and the disk. What a
-/// view falls behind by meanwhile it makes up for afterwards, without a rest.
+/// view falls behind by all the same it makes up for afterwards, without a rest.
 const BUSY_EVENTS_A_SECOND: f64 = 500.0;
 
 /// How far back it is looked for that.
@@ -50,8 +59,9 @@ const REST: Duration = Duration::from_millis(100);
 /// How long another process waits before it tries to run a view, and this one after an error.
 const STANDBY: Duration = Duration::from_secs(2);
 
-/// Rows kept in memory between rounds.
-const ROWS_CACHED_MAX: NonZeroUsize = NonZeroUsize::new(8_192).expect("it is not zero");
+/// Rows kept in memory between rounds: at least as many as a round can change.
+const ROWS_CACHED_MAX: NonZeroUsize =
+    NonZeroUsize::new(GATHERED_EVENTS_MAX).expect("it is not zero");
 
 /// Starts to run the views, or to stand by; until shutdown.
 pub fn start(app: Arc<App>) {
@@ -218,8 +228,11 @@ impl<P: Projection> View<P> {
         let mut wanted = app.views.wanted.subscribe();
         let mut seen = app.log.feed().head();
         let mut arrivals = Rate::over(ARRIVALS_SECONDS);
+        let mut events = Vec::new();
         loop {
-            let events = self.next_events(app).await?;
+            if events.is_empty() {
+                events = self.next_events(app).await?;
+            }
             if events.is_empty() {
                 // A switch while the log is quiet is seen with the next event.
                 if head.changed().await.is_err() {
@@ -240,12 +253,39 @@ impl<P: Projection> View<P> {
             let rest = match seen.0.saturating_sub(position.0) {
                 _ if busy => BUSY_REST,
                 // Far behind a quiet log there is no rest: whole rounds wait, and hold up nobody.
-                left if left > ROUND_EVENTS_MAX as u64 => continue,
+                left if left > ROUND_EVENTS_MAX as u64 => Duration::ZERO,
                 _ => REST,
             };
-            tokio::select! {
-                () = tokio::time::sleep(rest) => {}
-                _ = wanted.wait_for(|wanted| *wanted > position) => {}
+            events = self.rest(app, rest, &mut wanted).await;
+        }
+    }
+
+    /// Rests, and gathers from the feed what is appended meanwhile. Cut short when somebody wants a
+    /// list that has it, and when there is enough for a round.
+    async fn rest(
+        &self,
+        app: &App,
+        rest: Duration,
+        wanted: &mut watch::Receiver<Position>,
+    ) -> Vec<Arc<Committed>> {
+        let (folded, until) = (self.position(), Instant::now() + rest);
+        let (mut events, mut bytes) = (Vec::<Arc<Committed>>::new(), 0);
+        loop {
+            let is_wanted = tokio::select! {
+                () = tokio::time::sleep_until(until.min(Instant::now() + GATHER_EVERY)) => false,
+                _ = wanted.wait_for(|wanted| *wanted > folded) => true,
+            };
+            let gathered = events.last().map_or(folded, |event| event.position);
+            let room = GATHERED_EVENTS_MAX - events.len();
+            // What the feed has no more is read from the log, with the next round.
+            if let Since::Events(more) = app.log.feed().since(gathered, room) {
+                bytes +=
+                    more.iter().map(|event| event.header.len() + event.body.len()).sum::<usize>();
+                events.extend(more);
+            }
+            let is_full = events.len() == GATHERED_EVENTS_MAX || bytes >= GATHERED_BYTES_MAX;
+            if is_wanted || is_full || Instant::now() >= until {
+                return events;
             }
         }
     }
@@ -402,6 +442,8 @@ impl<P: Projection> Rows<P> {
             if self.poisoned.contains(&event.stream) {
                 continue;
             }
+            // Callbacks take their turn on this thread.
+            tokio::task::consume_budget().await;
             match event.recorded() {
                 Ok(recorded) => {
                     let Some(key) = P::key(recorded.event) else { continue };
@@ -453,6 +495,7 @@ impl<P: Projection> Rows<P> {
         let (mut labels, mut states) = (Vec::new(), Vec::new());
         for (key, position) in changed {
             let Some(state) = self.cached.peek(key) else { continue };
+            tokio::task::consume_budget().await;
             keys.push(*key);
             positions.push(position.0 as i64);
             labels.push(P::label(state));
