@@ -1,6 +1,7 @@
 //! What happens when parts fail: what was answered is in the log once, order holds, and whoever
 //! follows misses nothing.
 
+mod appends;
 mod follow;
 mod load;
 mod partitions;
