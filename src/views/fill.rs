@@ -1,5 +1,5 @@
 //! A generation filled from the log: read in ranges, decoded where it is read, folded in memory in
-//! parallel by key, written by COPY, indexed last.
+//! parallel by key, written by COPY in the order of its keys.
 //!
 //! Memory is bounded: by the chunks in flight, and by [`ROWS_IN_MEMORY_MAX`]. Beyond that, rows
 //! that have not changed for longest are written early, and fetched again should they change.
@@ -27,8 +27,7 @@ pub const ROWS_IN_MEMORY_MAX: usize = 131_072;
 /// Chunks of events that may wait for a folder.
 const CHUNKS_WAITING: usize = 2;
 
-/// Many rows are one statement, and their indexes another; and two folders that come to index wait
-/// for each other.
+/// Many rows are one statement; and an autovacuum of the table is waited for.
 pub const UNHURRIED: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
 
 /// Bytes of rows sent to Postgres at once.
@@ -210,8 +209,8 @@ impl<P: Projection> Folder<P> {
                 self.spill().await?;
             }
         }
-        let rows = std::mem::take(&mut self.rows);
-        write::<P>(&self.client, &self.generation, rows.into_iter()).await
+        let rows = std::mem::take(&mut self.rows).into_iter().collect();
+        write::<P>(&self.client, &self.generation, rows).await
     }
 
     /// Writes the half of the rows that has not changed for longest.
@@ -220,12 +219,9 @@ impl<P: Projection> Folder<P> {
         let middle = positions.len() / 2;
         let (_, median, _) = positions.select_nth_unstable(middle);
         let median = *median;
-        let cold = self.rows.extract_if(|_, (position, _)| *position < median);
+        let cold = self.rows.extract_if(|_, (position, _)| *position < median).collect();
         write::<P>(&self.client, &self.generation, cold).await?;
-        if !self.spilled {
-            self.generation.index(&self.client).await?;
-            self.spilled = true;
-        }
+        self.spilled = true;
         Ok(())
     }
 
@@ -263,12 +259,13 @@ impl Ready {
     }
 }
 
-/// Writes rows by binary COPY.
+/// Writes rows by binary COPY, in the order in which their index grows at its end.
 async fn write<P: Projection>(
     client: &Client,
     generation: &Generation,
-    rows: impl Iterator<Item = (Uuid, (Position, P::State))>,
+    mut rows: Vec<(Uuid, (Position, P::State))>,
 ) -> Result<(), DatabaseError> {
+    rows.sort_unstable_by_key(|(key, _)| *key);
     let sql = format!(
         "COPY {} (key, position, label, state) FROM STDIN (FORMAT binary)",
         generation.table()

@@ -67,7 +67,7 @@ impl Generation {
         }))
     }
 
-    /// A new one, empty and without indexes.
+    /// A new one, empty.
     ///
     /// # Errors
     /// [`DatabaseError`] when it cannot be made.
@@ -87,12 +87,12 @@ impl Generation {
         Ok(Self { projection: P::NAME, number, position: Position::START })
     }
 
-    /// Makes its indexes, where it has none.
+    /// Tells the planner what it holds, once it is filled.
     ///
     /// # Errors
-    /// [`DatabaseError`] when they cannot be made.
-    pub async fn index(&self, client: &Client) -> Result<(), DatabaseError> {
-        let sql = "SELECT index_view_table($1, $2)";
+    /// [`DatabaseError`] when it cannot be looked at.
+    pub async fn analyze(&self, client: &Client) -> Result<(), DatabaseError> {
+        let sql = "SELECT analyze_view_table($1, $2)";
         client.execute(sql, &[&self.projection, &self.number]).await?;
         Ok(())
     }
@@ -147,7 +147,7 @@ impl Generation {
 pub enum Phase {
     /// The log is read and folded.
     Folding,
-    /// The rows are written and indexed.
+    /// The rows are written.
     Writing,
     /// What was appended meanwhile is folded.
     CatchingUp,

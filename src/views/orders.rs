@@ -402,7 +402,7 @@ impl<P: Projection> Work<P> {
             }
         };
         self.count(upto.0, read.load(Ordering::Relaxed));
-        self.generation.index(&self.client).await?;
+        self.generation.analyze(&self.client).await?;
         self.check_in(upto, &poison).await?;
         self.progress.written_ms = Some(millis(self.begun));
         self.progress.phase = Phase::CatchingUp;

@@ -158,6 +158,34 @@ struct Rows<P: Projection> {
     write: Statement,
 }
 
+/// What a resting view has taken from the feed.
+#[derive(Default)]
+struct Gathered {
+    events: Vec<Arc<Committed>>,
+    bytes: usize,
+}
+
+impl Gathered {
+    /// How far it goes, where it began behind what is folded.
+    fn upto(&self, folded: Position) -> Position {
+        self.events.last().map_or(folded, |event| event.position)
+    }
+
+    /// How many more events a round has room for.
+    fn room(&self) -> usize {
+        GATHERED_EVENTS_MAX - self.events.len()
+    }
+
+    fn add(&mut self, more: Vec<Arc<Committed>>) {
+        self.bytes += more.iter().map(|event| event.header.len() + event.body.len()).sum::<usize>();
+        self.events.extend(more);
+    }
+
+    fn is_full(&self) -> bool {
+        self.room() == 0 || self.bytes >= GATHERED_BYTES_MAX
+    }
+}
+
 /// Events a second, of late.
 struct Rate {
     /// How far back it looks.
@@ -269,23 +297,20 @@ impl<P: Projection> View<P> {
         wanted: &mut watch::Receiver<Position>,
     ) -> Vec<Arc<Committed>> {
         let (folded, until) = (self.position(), Instant::now() + rest);
-        let (mut events, mut bytes) = (Vec::<Arc<Committed>>::new(), 0);
+        let mut gathered = Gathered::default();
         loop {
             let is_wanted = tokio::select! {
                 () = tokio::time::sleep_until(until.min(Instant::now() + GATHER_EVERY)) => false,
                 _ = wanted.wait_for(|wanted| *wanted > folded) => true,
             };
-            let gathered = events.last().map_or(folded, |event| event.position);
-            let room = GATHERED_EVENTS_MAX - events.len();
             // What the feed has no more is read from the log, with the next round.
-            if let Since::Events(more) = app.log.feed().since(gathered, room) {
-                bytes +=
-                    more.iter().map(|event| event.header.len() + event.body.len()).sum::<usize>();
-                events.extend(more);
+            if let Since::Events(more) =
+                app.log.feed().since(gathered.upto(folded), gathered.room())
+            {
+                gathered.add(more);
             }
-            let is_full = events.len() == GATHERED_EVENTS_MAX || bytes >= GATHERED_BYTES_MAX;
-            if is_wanted || is_full || Instant::now() >= until {
-                return events;
+            if is_wanted || gathered.is_full() || Instant::now() >= until {
+                return gathered.events;
             }
         }
     }
@@ -520,5 +545,39 @@ impl<P: Projection> Rows<P> {
         )
         .await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events(first: u64, count: u64, body: &'static [u8]) -> Vec<Arc<Committed>> {
+        let event = |position| Arc::new(Committed::stored(1, Position(position), body));
+        (first..first + count).map(event).collect()
+    }
+
+    #[test]
+    fn a_round_is_full_by_its_events() {
+        let mut gathered = Gathered::default();
+        assert_eq!(gathered.upto(Position(7)), Position(7));
+        let all_but_one = GATHERED_EVENTS_MAX as u64 - 1;
+        gathered.add(events(8, all_but_one, b"{}"));
+        assert!(!gathered.is_full());
+        assert_eq!(gathered.room(), 1);
+        gathered.add(events(8 + all_but_one, 1, b"{}"));
+        assert!(gathered.is_full());
+        assert_eq!(gathered.upto(Position(7)), Position(8 + all_but_one));
+    }
+
+    #[test]
+    fn a_round_is_full_by_its_bytes() {
+        const LARGE: &[u8] = &[b' '; 64 << 10];
+        let mut gathered = Gathered::default();
+        gathered.add(events(1, GATHERED_BYTES_MAX as u64 / LARGE.len() as u64 - 1, LARGE));
+        assert!(!gathered.is_full());
+        gathered.add(events(1_000, 1, LARGE));
+        assert!(gathered.is_full());
+        assert!(gathered.room() > 0);
     }
 }
