@@ -7,6 +7,7 @@
 
 use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 use std::{io, thread};
 
 use bytes::Bytes;
@@ -260,11 +261,23 @@ enum Read<T> {
     Failed(DatabaseError),
 }
 
+/// How long a reader that has read all there is lets rows gather in the socket. Postgres sends eight
+/// kilobytes at a time, and to wake for each of them takes both sides longer than to make and to read
+/// the dozen rows in it; after twice this time the socket is full, and Postgres would wait.
+const LET_GATHER: Duration = Duration::from_micros(150);
+
+#[expect(clippy::disallowed_methods, reason = "nobody else is on this thread")]
+fn let_gather() {
+    thread::sleep(LET_GATHER);
+}
+
 /// Reads on a thread of its own: rows go from the socket to their chunk without waking another.
 fn spawn_reader(reading: impl Future<Output = ()> + Send + 'static) -> Result<(), DatabaseError> {
     let cannot =
         |error: io::Error| DatabaseError::Unexpected(format!("no thread to read with: {error}"));
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+    let mut runtime = Builder::new_current_thread();
+    runtime.enable_all().on_thread_park(let_gather);
+    let runtime = runtime.build().map_err(cannot)?;
     let reader = thread::Builder::new().name("log-reader".into());
     reader.spawn(move || runtime.block_on(reading)).map_err(cannot)?;
     Ok(())
