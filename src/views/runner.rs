@@ -289,7 +289,7 @@ impl<P: Projection> View<P> {
     }
 
     /// Rests, and gathers from the feed what is appended meanwhile. Cut short when somebody wants a
-    /// list that has it, and when there is enough for a round.
+    /// list that is further on, and when there is enough for a round.
     async fn rest(
         &self,
         app: &App,
