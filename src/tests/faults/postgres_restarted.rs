@@ -89,7 +89,8 @@ async fn kill_the_appenders_backend(database_url: &str) {
         .await
         .query_one(
             "SELECT pid, pg_postmaster_start_time()::text FROM pg_stat_activity \
-             WHERE query LIKE '%append_batch%' AND pid <> pg_backend_pid()",
+             WHERE (query LIKE '%append_batch%' OR query LIKE '%UPDATE log_head%') \
+             AND pid <> pg_backend_pid()",
             &[],
         )
         .await
